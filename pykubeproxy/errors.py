@@ -1,0 +1,72 @@
+"""Every exception this program raises on purpose.
+
+::
+
+    PykubeproxyError
+    ├── ConfigError            a flag or configuration field is wrong; names it
+    ├── WatchError             an object source cannot deliver now
+    │   ├── WatchDenied        401 or 403: a credential or a right is missing
+    │   ├── WatchExpired       410: the remembered resourceVersion is gone, list again
+    │   └── WatchThrottled     429 or a Retry-After: wait before asking again
+    └── HostError              this node lacks something the chosen mode needs
+        └── Unsupported        a feature probe failed; names the feature and a way round
+
+Refusals that the sync loop expects are values (`pykubeproxy.sync.outcome`), not exceptions.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "HostError",
+    "PykubeproxyError",
+    "Unsupported",
+    "WatchDenied",
+    "WatchError",
+    "WatchExpired",
+    "WatchThrottled",
+]
+
+
+class PykubeproxyError(Exception):
+    """Base of all errors below; its text is fit to be shown to an operator."""
+
+
+class ConfigError(PykubeproxyError):
+    """A flag or field has a value that cannot be used.
+
+    *where* is the flag (``--cluster-cidr``) or the path in the file (``iptables.masqueradeBit``).
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+class WatchError(PykubeproxyError):
+    """A list or watch failed and may succeed later."""
+
+
+class WatchDenied(WatchError):
+    """The API server refused the credential (401) or the right is missing (403)."""
+
+
+class WatchExpired(WatchError):
+    """The server no longer knows the resourceVersion or continue token (410)."""
+
+
+class WatchThrottled(WatchError):
+    """The server asked for a pause."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class HostError(PykubeproxyError):
+    """Something on this node (a tool, a file, a kernel interface) does not work."""
+
+
+class Unsupported(HostError):
+    """The kernel or a tool lacks a feature that the configuration needs."""

@@ -1,0 +1,282 @@
+"""Effects of the iptables backend: run the tools, read back, probe, clean up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import Event
+from typing import Protocol
+
+import structlog
+
+from pykubeproxy.errors import HostError, Unsupported
+from pykubeproxy.host.exec import Finished, Result, run
+from pykubeproxy.iptables.names import CANARY, is_service_chain
+from pykubeproxy.iptables.objects import (
+    Chain,
+    DispatchRule,
+    Jump,
+    Key,
+    Presence,
+    Rules,
+    SharedChain,
+    TailRule,
+)
+from pykubeproxy.iptables.render import owner_of_line, plan, restore_input
+from pykubeproxy.iptables.tools import EXIT_LOCKED, SavedTable, Tools, parse_saved, refused_line
+from pykubeproxy.iptables.variant import Variant
+from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.sync.outcome import Applied, Change, Outcome, Rejected, Transaction, Unknown
+
+__all__ = ["Runner", "XtablesDataplane", "XtablesObservation"]
+
+log = structlog.get_logger(__name__)
+
+QUICK_SECONDS = 60.0
+"""Limit for tools that answer at once unless something is wrong."""
+SECONDS_PER_LINE = 0.01
+"""Added to the limit of a restore run: far above the slowest measured (0.3 ms a line, nf_tables,
+one transaction of 60 000 chains)."""
+NFT_CHAINS_PER_TRANSACTION = 600
+"""iptables-nft-restore is quadratic in the chains of one run; see docs/decisions."""
+CANARY_POLL_SECONDS = 0.1
+CANARY_POLLS = 50
+BUSY_TRIES = 5
+
+
+class Runner(Protocol):
+    """How programs are started; `pykubeproxy.host.exec.run`, or a fake of the tools."""
+
+    def __call__(
+        self, argv: Sequence[str], input: bytes | None = None, timeout_seconds: float = ...
+    ) -> Result: ...
+
+
+class XtablesObservation:
+    """The `pykubeproxy.sync.outcome.Observation` of one read-back."""
+
+    def __init__(
+        self,
+        tables: Mapping[str, SavedTable],
+        prints: Mapping[Chain | SharedChain, int],
+        known: Mapping[Chain | SharedChain, tuple[Rules, int]],
+        has_rule: Callable[[str, str, str], bool],
+    ) -> None:
+        self._tables = tables
+        self._prints = prints
+        self._known = known
+        self._has_rule = has_rule
+
+    def holds(self, key: Key, value: Rules) -> bool:
+        match key:
+            case Chain() | SharedChain():
+                known = self._known.get(key)
+                return known is not None and known == (value, self._prints.get(key))
+            case DispatchRule(table, chain, _) | TailRule(table, chain, _):
+                return self.holds(SharedChain(table, chain), ())
+            case Presence(table, name):
+                return table in self._tables and name in self._tables[table].chains
+            case Jump(table, chain, target):
+                return self._holds_jump(table, chain, target, value[0])
+
+    def strays(self, wanted: Iterable[Mapping[Key, Rules]]) -> dict[Key, Rules]:
+        keys = {key for objects in wanted for key in objects}
+        nat = self._tables.get("nat")
+        chains = nat.chains if nat else {}
+        found = [Chain("nat", name) for name in chains if is_service_chain(name)]
+        # Their rules need not be known: a chain is removed by its name.
+        return {chain: () for chain in found if chain not in keys}
+
+    def _holds_jump(self, table: str, chain: str, target: str, rule: str) -> bool:
+        saved = self._tables.get(table)
+        if saved is None or target not in saved.chains or chain not in saved.chains:
+            return False
+        lines = saved.chains[chain]
+        if f"-A {chain} {rule}" in lines:
+            return True
+        # This tool may spell the rule in another way than we do, so ask it; but only if
+        # there is anything that leads to our chain.
+        return any(line.endswith(f" -j {target}") for line in lines) and self._has_rule(
+            table, chain, rule
+        )
+
+
+class XtablesDataplane:
+    """The `pykubeproxy.sync.outcome.Dataplane` for one family of one iptables variant.
+
+    Not safe for several threads. *on_wait* hears how many seconds a transaction has waited for
+    the xtables lock so far; *stop* ends such a wait.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        on_wait: Callable[[float], None],
+        stop: Event,
+        runner: Runner = run,
+        chains_per_transaction: int | None = None,
+    ) -> None:
+        self._tools = tools
+        self._on_wait = on_wait
+        self._stop = stop
+        self._run = runner
+        if chains_per_transaction is None and tools.variant is Variant.NFT:
+            chains_per_transaction = NFT_CHAINS_PER_TRANSACTION
+        self._chains_per_transaction = chains_per_transaction
+        self._known: dict[Chain | SharedChain, tuple[Rules, int]] = {}
+
+    # --- reading ---
+
+    def observe(self) -> XtablesObservation:
+        tables = self._save()
+        return XtablesObservation(tables, _fingerprints(tables), self._known, self._has_rule)
+
+    def learn(self, applied: Iterable[Mapping[Key, Rules]]) -> None:
+        """Read back once and remember how this tool prints what was written.
+
+        Later read-backs compare with it, so only what really changed is written again. Call it
+        when the kernel is known to hold *applied*.
+        """
+        prints = _fingerprints(self._save())
+        self._known = {
+            key: (value, prints[key])
+            for objects in applied
+            for key, value in objects.items()
+            if isinstance(key, Chain | SharedChain) and key in prints
+        }
+
+    def intact(self) -> bool:
+        """Tell whether our chains are still there, by the canaries (cheap at any size).
+
+        Gone in one table, they are waited for to go in the others: whoever flushes should be
+        done before everything is written again. A locked or failing tool tells nothing.
+        """
+        if self._has_canary("mangle"):
+            return True
+        for _ in range(CANARY_POLLS):
+            if not self._has_canary("nat") and not self._has_canary("filter"):
+                break
+            if self._stop.wait(CANARY_POLL_SECONDS):
+                return True
+        else:
+            log.warning(
+                "only part of the iptables tables was flushed", family=str(self._tools.family)
+            )
+        return False
+
+    # --- writing ---
+
+    def plan(self, changes: Sequence[Change[Key, Rules]]) -> list[Transaction[Key, Rules]]:
+        return plan(changes, self._chains_per_transaction)
+
+    def apply(self, transaction: Transaction[Key, Rules]) -> Outcome:
+        text, lines = restore_input(transaction)
+        for change in transaction.changes:
+            for part in (change.put, change.drop):
+                for key in part:
+                    self._forget(key)
+        limit = QUICK_SECONDS + SECONDS_PER_LINE * lines
+        waited = 0.0
+        for attempt in range(1_000_000):
+            match self._run(self._tools.restore(), text, limit):
+                case Finished(0, _, _):
+                    return Applied(lines, len(text))
+                case Finished(status, _, stderr) if status == EXIT_LOCKED:
+                    said = _text(stderr)
+                    locked = "xtables lock" in said
+                    if not locked and attempt >= BUSY_TRIES:
+                        return Unknown(f"{self._tools.restore()[0]}: {said}")
+                    waited += 5.0 if locked else 0.0
+                    self._on_wait(waited)
+                    if self._stop.is_set():
+                        return Unknown("stopped while waiting for the xtables lock")
+                case Finished(status, _, stderr):
+                    return self._rejected(transaction, status, _text(stderr))
+                case failure:
+                    return Unknown(f"{self._tools.restore()[0]}: {failure}")
+        raise AssertionError("unreachable")
+
+    def _rejected(self, transaction: Transaction[Key, Rules], status: int, stderr: str) -> Rejected:
+        number = refused_line(stderr)
+        owner: ServiceKey | None = None
+        line = ""
+        if number is not None:
+            owner, line = owner_of_line(transaction, number)
+        detail = " ".join(stderr.split()) or f"exit status {status}"
+        if line and line != "COMMIT":
+            detail += f" — refused: {line}"
+        return Rejected(detail, frozenset({owner} if owner is not None else ()))
+
+    def _forget(self, key: Key) -> None:
+        match key:
+            case Chain() | SharedChain():
+                self._known.pop(key, None)
+            case DispatchRule(table, chain, _) | TailRule(table, chain, _):
+                self._known.pop(SharedChain(table, chain), None)
+            case Jump() | Presence():
+                pass
+
+    # --- tools ---
+
+    def _save(self) -> dict[str, SavedTable]:
+        argv = self._tools.save()
+        match self._run(argv, None, QUICK_SECONDS):
+            case Finished(0, stdout, _):
+                try:
+                    return parse_saved(_text(stdout))
+                except ValueError as error:
+                    raise HostError(f"{argv[0]}: {error}") from error
+            case Finished(status, _, stderr):
+                raise HostError(f"{argv[0]}: exit status {status}: {_text(stderr)}")
+            case failure:
+                raise HostError(f"{argv[0]}: {failure}")
+
+    def _has_rule(self, table: str, chain: str, rule: str) -> bool:
+        argv = self._tools.iptables("-t", table, "-C", chain, *split_rule(rule))
+        result = self._run(argv, None, QUICK_SECONDS)
+        return isinstance(result, Finished) and result.exit_status == 0
+
+    def _has_canary(self, table: str) -> bool:
+        argv = self._tools.iptables("-S", CANARY, "-t", table)
+        result = self._run(argv, None, QUICK_SECONDS)
+        return not (isinstance(result, Finished) and result.exit_status == 1)
+
+
+def split_rule(rule: str) -> list[str]:
+    """Split a rule body into arguments; only comments are quoted, and never contain quotes."""
+    pieces = rule.split('"')
+    arguments: list[str] = []
+    for index, piece in enumerate(pieces):
+        arguments += [piece] if index % 2 else piece.split()
+    return arguments
+
+
+def _fingerprints(tables: Mapping[str, SavedTable]) -> dict[Chain | SharedChain, int]:
+    """A hash of every chain's printed rules. Good within this process only."""
+    prints: dict[Chain | SharedChain, int] = {}
+    for name, table in tables.items():
+        for chain, rules in table.chains.items():
+            mark = hash(tuple(rules))
+            prints[Chain(name, chain)] = mark
+            prints[SharedChain(name, chain)] = mark
+    return prints
+
+
+def _text(output: bytes) -> str:
+    return output.decode(errors="replace").strip()
+
+
+def require_family(tools: Tools, runner: Runner = run) -> None:
+    """Check that nat works for this family.
+
+    Raises:
+        Unsupported: it does not; the text says why.
+    """
+    argv = tools.iptables("-S", "POSTROUTING", "-t", "nat")
+    result = runner(argv, None, QUICK_SECONDS)
+    if isinstance(result, Finished) and result.exit_status == 0:
+        return
+    why = _text(result.stderr) if isinstance(result, Finished) else str(result)
+    raise Unsupported(
+        f"{tools.family} is not available: {' '.join(argv)}: {why}; "
+        "run as root (NET_ADMIN), with the nat table in the kernel"
+    )

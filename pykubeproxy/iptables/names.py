@@ -1,0 +1,71 @@
+"""Chain names, as kube-proxy makes them, so that either program adopts the other's chains."""
+
+from __future__ import annotations
+
+from base64 import b32encode
+from hashlib import sha256
+
+from pykubeproxy.model.route import PortKey
+
+__all__ = [
+    "BASE_CHAINS",
+    "CANARY",
+    "CANARY_TABLES",
+    "EXTERNAL_SERVICES",
+    "FIREWALL",
+    "FORWARD",
+    "MARK_MASQ",
+    "NODEPORTS",
+    "POSTROUTING",
+    "PROXY_FIREWALL",
+    "SERVICES",
+    "SERVICE_CHAIN_PREFIXES",
+    "endpoint_hash",
+    "is_service_chain",
+    "port_hash",
+]
+
+SERVICES = "KUBE-SERVICES"
+EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
+NODEPORTS = "KUBE-NODEPORTS"
+POSTROUTING = "KUBE-POSTROUTING"
+MARK_MASQ = "KUBE-MARK-MASQ"
+FORWARD = "KUBE-FORWARD"
+PROXY_FIREWALL = "KUBE-PROXY-FIREWALL"
+FIREWALL = "KUBE-FIREWALL"
+"""Shared with kubelet; never removed."""
+CANARY = "KUBE-PROXY-CANARY"
+CANARY_TABLES = ("mangle", "nat", "filter")
+
+BASE_CHAINS: dict[str, tuple[str, ...]] = {
+    "nat": (SERVICES, NODEPORTS, POSTROUTING, MARK_MASQ, CANARY),
+    "filter": (SERVICES, EXTERNAL_SERVICES, FORWARD, NODEPORTS, PROXY_FIREWALL, CANARY),
+    "mangle": (CANARY,),
+}
+"""The chains that are ours alone, per table, service chains apart."""
+
+SERVICE_CHAIN_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-")
+
+
+def is_service_chain(name: str) -> bool:
+    """Tell whether *name* is one that only a service proxy makes."""
+    return name.startswith(SERVICE_CHAIN_PREFIXES)
+
+
+def port_hash(key: PortKey) -> str:
+    """The 16 characters that stand for a service port in the names of its chains.
+
+    First 16 characters of base32 over SHA-256 of the printed name and the lower-case protocol,
+    with nothing between them.
+    """
+    return _short_hash(f"{key}{key.protocol.lower()}")
+
+
+def endpoint_hash(key: PortKey, endpoint: str) -> str:
+    """The same for one endpoint (``IP:port``, IPv6 in brackets) of a service port."""
+    return _short_hash(f"{key}{key.protocol.lower()}{endpoint}")
+
+
+def _short_hash(text: str) -> str:
+    # Ten bytes are sixteen base32 characters.
+    return b32encode(sha256(text.encode()).digest()[:10]).decode("ascii")

@@ -1,0 +1,223 @@
+"""Changes become iptables-restore input, cut into transactions.
+
+A transaction is what the kernel commits at once: one table of one restore run. The input is
+meant for ``--noflush``, where a chain line creates or empties that chain and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from pykubeproxy.iptables.names import CANARY_TABLES
+from pykubeproxy.iptables.objects import (
+    Chain,
+    DispatchRule,
+    Jump,
+    Key,
+    Presence,
+    Rules,
+    SharedChain,
+    TailRule,
+)
+from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.sync.outcome import Change, Transaction
+
+__all__ = ["owner_of_line", "plan", "restore_input"]
+
+IptablesChange = Change[Key, Rules]
+IptablesTransaction = Transaction[Key, Rules]
+
+TABLES = ("filter", "nat", "mangle")
+"""The order in which tables are written; the refusals of filter come and go before nat's jumps,
+as in kube-proxy."""
+
+assert set(CANARY_TABLES) == set(TABLES)
+
+_LEVELS = {"KUBE-SEP": 0, "KUBE-SVC": 1, "KUBE-SVL": 1, "KUBE-EXT": 2, "KUBE-FW-": 3}
+
+
+def plan(
+    changes: Sequence[IptablesChange], chains_per_transaction: int | None
+) -> list[IptablesTransaction]:
+    """Cut *changes* into transactions, in the order they must land.
+
+    Small changes become one transaction per table. Larger ones are staged: chains that only
+    other chains of the same owner reach, in batches of about *chains_per_transaction* (``None``:
+    no limit) cut between owners where possible; then everything that directs traffic to them, at
+    once; then removals. Interrupted anywhere, that leaves unreachable chains, never a jump into
+    the void. Batches because the nf_tables tools take time quadratic in the chains of one run.
+    """
+    before: list[IptablesTransaction] = []
+    after: list[IptablesTransaction] = []
+    rest = changes
+    if chains_per_transaction is not None:
+        if sum(map(_service_chains_put, changes)) > chains_per_transaction:
+            rest = [_part(c, lambda key: not _is_leaf(key), drops=True) for c in rest]
+            leaves = [_part(c, _is_leaf, drops=False) for c in changes]
+            before = list(_batches(leaves, chains_per_transaction))
+        if sum(map(_chains_dropped, changes)) > chains_per_transaction:
+            removals = [_only_chain_drops(c) for c in changes]
+            rest = [_without_chain_drops(c) for c in rest]
+            after = list(_batches(removals, chains_per_transaction))
+    middle = []
+    for table in TABLES:
+        parts = [_of_table(c, table) for c in rest]
+        parts = [p for p in parts if p.put or p.drop]
+        if parts:
+            middle.append(Transaction(table, tuple(parts)))
+    return [*before, *middle, *after]
+
+
+def restore_input(transaction: IptablesTransaction) -> tuple[bytes, int]:
+    """Return the input for one run of iptables-restore, and its number of lines."""
+    lines = [line for _, line in _lines(transaction)]
+    lines.append("")
+    return "\n".join(lines).encode(), len(lines) - 1
+
+
+def owner_of_line(transaction: IptablesTransaction, number: int) -> tuple[ServiceKey | None, str]:
+    """Return who caused line *number* (from 1) of the input, and its text."""
+    for at, (owner, line) in enumerate(_lines(transaction), start=1):
+        if at == number:
+            return owner, line
+    return None, ""
+
+
+def _lines(transaction: IptablesTransaction) -> Iterator[tuple[ServiceKey | None, str]]:
+    """All input lines in an order that never jumps to, or removes, what is not ready for it."""
+    changes = transaction.changes
+    emptied: set[str] = set()
+    yield None, f"*{transaction.scope}"
+    for change in changes:
+        for key in change.put:
+            match key:
+                case SharedChain(_, name):
+                    emptied.add(name)
+                    yield change.owner, f":{name} - [0:0]"
+                case Chain(_, name) | Presence(_, name):
+                    yield change.owner, f":{name} - [0:0]"
+    for change in changes:
+        for key in change.drop:
+            if isinstance(key, Chain):
+                yield change.owner, f":{key.name} - [0:0]"
+    for change in changes:
+        for key, rules in change.put.items():
+            if isinstance(key, Chain):
+                for rule in rules:
+                    yield change.owner, f"-A {key.name} {rule}"
+            elif isinstance(key, TailRule):
+                yield change.owner, f"-A {key.chain} {key.rule}"
+    for change in changes:
+        yield from _rules_in_shared_chains(change, emptied)
+    for change in changes:
+        for key in change.drop:
+            if isinstance(key, Chain):
+                yield change.owner, f"-X {key.name}"
+    yield None, "COMMIT"
+
+
+def _rules_in_shared_chains(
+    change: IptablesChange, emptied: set[str]
+) -> Iterator[tuple[ServiceKey, str]]:
+    """New rules at the head, so that the tail stays last; then the ones they replace go."""
+    for key, rules in change.put.items():
+        match key:
+            case DispatchRule(_, chain, _) | Jump(_, chain, _):
+                for rule in reversed(rules):
+                    yield change.owner, f"-I {chain} {rule}"
+    for gone in (change.old, change.drop):
+        for key, rules in gone.items():
+            match key:
+                case DispatchRule(_, chain, _) | TailRule(_, chain, _) if chain in emptied:
+                    pass
+                case DispatchRule(_, chain, _) | TailRule(_, chain, _) | Jump(_, chain, _):
+                    for rule in rules:
+                        yield change.owner, f"-D {chain} {rule}"
+
+
+# --- cutting ---
+
+
+def _is_leaf(key: Key) -> bool:
+    return isinstance(key, Chain) and key.table == "nat"
+
+
+def _level(key: Key) -> int:
+    return _LEVELS.get(key.name[:8], 0) if isinstance(key, Chain) else 0
+
+
+def _service_chains_put(change: IptablesChange) -> int:
+    return sum(1 for key in change.put if _is_leaf(key))
+
+
+def _chains_dropped(change: IptablesChange) -> int:
+    return sum(1 for key in change.drop if isinstance(key, Chain))
+
+
+def _part(change: IptablesChange, chosen: Callable[[Key], bool], *, drops: bool) -> IptablesChange:
+    put = {k: v for k, v in change.put.items() if chosen(k)}
+    old = {k: v for k, v in change.old.items() if k in put}
+    return Change(change.owner, put, change.drop if drops else {}, old)
+
+
+def _only_chain_drops(change: IptablesChange) -> IptablesChange:
+    return Change(
+        change.owner, {}, {k: v for k, v in change.drop.items() if isinstance(k, Chain)}, {}
+    )
+
+
+def _without_chain_drops(change: IptablesChange) -> IptablesChange:
+    drop: dict[Key, Rules] = {k: v for k, v in change.drop.items() if not isinstance(k, Chain)}
+    return Change(change.owner, change.put, drop, change.old)
+
+
+def _of_table(change: IptablesChange, table: str) -> IptablesChange:
+    return Change(
+        change.owner,
+        {k: v for k, v in change.put.items() if k.table == table},
+        {k: v for k, v in change.drop.items() if k.table == table},
+        {k: v for k, v in change.old.items() if k.table == table},
+    )
+
+
+def _batches(
+    changes: Iterable[IptablesChange], chains_per_transaction: int
+) -> Iterator[IptablesTransaction]:
+    """Group per table, cutting between owners, or inside one that is larger than a batch."""
+    for table in TABLES:
+        batch: list[IptablesChange] = []
+        count = 0
+        for change in changes:
+            for piece in _pieces(_of_table(change, table), chains_per_transaction):
+                size = len(piece.put) + len(piece.drop)
+                if batch and count + size > chains_per_transaction:
+                    yield Transaction(table, tuple(batch))
+                    batch, count = [], 0
+                batch.append(piece)
+                count += size
+        if batch:
+            yield Transaction(table, tuple(batch))
+
+
+def _pieces(change: IptablesChange, most: int) -> Iterator[IptablesChange]:
+    """Cut an owner with more than *most* chains, so that no piece jumps to a later one.
+
+    Chains are put from the endpoints up, and dropped from the top down.
+    """
+    if len(change.put) + len(change.drop) <= most:
+        if change.put or change.drop:
+            yield change
+        return
+    puts = sorted(change.put, key=_level)
+    for start in range(0, len(puts), most):
+        part = puts[start : start + most]
+        yield Change(
+            change.owner,
+            {k: change.put[k] for k in part},
+            {},
+            {k: change.old[k] for k in part if k in change.old},
+        )
+    drops = sorted(change.drop, key=_level, reverse=True)
+    for start in range(0, len(drops), most):
+        part = drops[start : start + most]
+        yield Change(change.owner, {}, {k: change.drop[k] for k in part}, {})

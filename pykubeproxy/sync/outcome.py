@@ -1,0 +1,144 @@
+"""What the sync core asks of a backend: two protocols, and the answers they may give.
+
+A backend is a pair: a `Compiler` (pure, route to kernel objects) and a `Dataplane` (effects).
+Keys and values are the backend's own; the core only compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from msgspec import Struct
+
+from pykubeproxy.model.node import NodeContext
+from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.model.route import Route
+
+__all__ = [
+    "BASE",
+    "STRAYS",
+    "Applied",
+    "Change",
+    "Compiler",
+    "Dataplane",
+    "Observation",
+    "Outcome",
+    "Rejected",
+    "Transaction",
+    "Unknown",
+]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+BASE = ServiceKey("", "")
+"""Owner of the objects that belong to no Service."""
+
+STRAYS = ServiceKey("", "(leftover)")
+"""Owner of objects found in the kernel that nobody wants, until they are gone."""
+
+
+class Change(Struct, Generic[K, V], frozen=True):
+    """What one owner lacks: objects to write and objects to remove.
+
+    ``old`` holds the values that ``put`` replaces and ``drop`` the values that go, because some
+    backends can remove an object only by its content.
+    """
+
+    owner: ServiceKey
+    put: dict[K, V]
+    drop: dict[K, V]
+    old: dict[K, V]
+
+
+class Transaction(Struct, Generic[K, V], frozen=True):
+    """Parts of changes that the kernel commits at once, in order; one entry per owner.
+
+    ``scope`` names where it goes (an iptables table), for logs and counters.
+    """
+
+    scope: str
+    changes: tuple[Change[K, V], ...]
+
+    @property
+    def owners(self) -> tuple[ServiceKey, ...]:
+        """Each owner once, in order."""
+        return tuple(dict.fromkeys(change.owner for change in self.changes))
+
+    def only(self, owners: frozenset[ServiceKey]) -> Transaction[K, V]:
+        return Transaction(self.scope, tuple(c for c in self.changes if c.owner in owners))
+
+
+class Applied(Struct, frozen=True):
+    """Committed as a whole. ``lines`` and ``bytes`` were sent."""
+
+    lines: int = 0
+    bytes: int = 0
+
+
+class Rejected(Struct, frozen=True):
+    """Refused as a whole; the kernel is unchanged.
+
+    ``suspects`` are the owners of the refused line, where the tool told which line it was.
+    """
+
+    detail: str
+    suspects: frozenset[ServiceKey] = frozenset()
+
+
+class Unknown(Struct, frozen=True):
+    """Nobody knows what the kernel holds now (killed or timed-out tool, lost socket)."""
+
+    detail: str
+
+
+Outcome = Applied | Rejected | Unknown
+
+
+class Observation(Protocol[K, V]):
+    """What a read-back of the kernel showed."""
+
+    def holds(self, key: K, value: V) -> bool:
+        """Tell whether the kernel holds *key* with just this *value*; in doubt, no."""
+
+    def strays(self, wanted: Iterable[Mapping[K, V]]) -> Mapping[K, V]:
+        """Return the objects of ours in the kernel whose keys are in none of *wanted*."""
+
+
+class Compiler(Protocol[K, V]):
+    """From decisions to kernel objects; pure."""
+
+    def base(self, node: NodeContext) -> dict[K, V]:
+        """Return the objects that exist whatever Services there are."""
+
+    def compile(self, route: Route, node: NodeContext) -> dict[K, V]:
+        """Return the objects of one route."""
+
+    def exclusive(self, key: K) -> bool:
+        """Tell whether two owners could want *key* with different values (a shared address)."""
+
+    def resize(self, endpoint_count: int) -> None:
+        """Hear the number of endpoints in the family before routes are compiled."""
+
+
+class Dataplane(Protocol[K, V]):
+    """The kernel, for one family."""
+
+    def observe(self) -> Observation[K, V]:
+        """Read back what is there. Raises HostError where that fails."""
+
+    def learn(self, applied: Iterable[Mapping[K, V]]) -> None:
+        """Read back once and remember how the kernel prints *applied*, for later `observe`.
+
+        Slow, and only called when nothing is missing. Raises HostError.
+        """
+
+    def intact(self) -> bool:
+        """Tell, cheaply at any size, whether somebody flushed our objects; in doubt, yes."""
+
+    def plan(self, changes: Sequence[Change[K, V]]) -> Sequence[Transaction[K, V]]:
+        """Cut changes into transactions, in the order they must land."""
+
+    def apply(self, transaction: Transaction[K, V]) -> Outcome:
+        """Commit one transaction; never raises for a refusal."""

@@ -1,0 +1,316 @@
+"""One pass for one family: decide for the touched Services, compare, write, take notes.
+
+The order is the one of `docs` figure "observe, decide, compare, write". Effects happen only
+inside the `Dataplane`; the clock is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.node import NodeContext
+from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.sync.flows import FlowIndex
+from pykubeproxy.sync.outcome import (
+    BASE,
+    STRAYS,
+    Applied,
+    Compiler,
+    Dataplane,
+    Rejected,
+    Transaction,
+    Unknown,
+)
+from pykubeproxy.sync.routes import NOTHING, ServiceRoutes, service_routes
+from pykubeproxy.sync.store import Store, Touched
+from pykubeproxy.sync.tracker import Conflict, Tracker
+
+__all__ = ["Quarantine", "Reconciler", "Report"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+QUARANTINE_FIRST_SECONDS = 1.0
+QUARANTINE_MOST_SECONDS = 300.0
+
+
+class Quarantine(Struct, frozen=True):
+    """An owner whose objects the kernel refuses; left out until *until*."""
+
+    owner: ServiceKey
+    detail: str
+    attempts: int
+    retry_seconds: float
+    until: float
+
+
+class Report(Struct):
+    """What one pass did, for one log line, metrics and events. Durations in seconds."""
+
+    family: Family
+    services: int = 0
+    objects_put: int = 0
+    objects_dropped: int = 0
+    transactions: int = 0
+    rejected: int = 0
+    lines: int = 0
+    bytes: int = 0
+    surprises: int = 0
+    observed: bool = False
+    succeeded: bool = True
+    detail: str = ""
+    quarantined: list[Quarantine] = msgspec.field(default_factory=list)
+    recovered: list[ServiceKey] = msgspec.field(default_factory=list)
+    problems: list[tuple[ServiceKey, str]] = msgspec.field(default_factory=list)
+    decide_seconds: float = 0.0
+    observe_seconds: float = 0.0
+    diff_seconds: float = 0.0
+    write_seconds: float = 0.0
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.transactions)
+
+
+class Reconciler(Generic[K, V]):
+    """Keeps one dataplane saying what the store says. Owned by the sync thread."""
+
+    def __init__(
+        self,
+        family: Family,
+        compiler: Compiler[K, V],
+        dataplane: Dataplane[K, V],
+        clock: Callable[[], float],
+    ) -> None:
+        self.family = family
+        self.flows = FlowIndex()
+        self._compiler = compiler
+        self._dataplane = dataplane
+        self._clock = clock
+        self._tracker: Tracker[K, V] = Tracker(compiler.exclusive)
+        self._node: NodeContext | None = None
+        self._derived: dict[ServiceKey, _Summary] = {}
+        self._totals = _Summary()
+        self._quarantine: dict[ServiceKey, Quarantine] = {}
+        self._conflicts: frozenset[Conflict] = frozenset()
+        self._trusted = False
+
+    # --- what others may read ---
+
+    @property
+    def health_checks(self) -> dict[ServiceKey, tuple[int, int]]:
+        """Health check node port and number of local ready endpoints, per Service that has one."""
+        return {k: (s.health_check_port, s.local_ready) for k, s in self._checked.items()}
+
+    @property
+    def no_local_endpoints(self) -> tuple[int, int]:
+        """Ports without endpoints here under an internal and under an external Local policy."""
+        return self._totals.no_local_internal, self._totals.no_local_external
+
+    @property
+    def quarantined(self) -> tuple[Quarantine, ...]:
+        return tuple(self._quarantine.values())
+
+    @property
+    def retry_at(self) -> float | None:
+        """When the first owner leaves its quarantine, on the clock of `run`."""
+        return min((q.until for q in self._quarantine.values()), default=None)
+
+    @property
+    def object_count(self) -> int:
+        return self._tracker.object_count
+
+    def distrust(self) -> None:
+        """Read the kernel back at the next pass: somebody else changed it, or may have."""
+        self._trusted = False
+
+    # --- the pass ---
+
+    def run(self, touched: Touched, store: Store, node: NodeContext) -> Report:
+        """Bring the kernel to what *store* says; visit only what was touched.
+
+        *touched* may be empty: then only unfinished business of earlier passes is tried again.
+        """
+        report = Report(self.family)
+        started = self._clock()
+        self._decide(touched, store, node, report)
+        decided = self._clock()
+        report.decide_seconds = decided - started
+        self._release_due(decided)
+        if not self._trusted:
+            report.surprises = self._tracker.align(self._dataplane.observe())
+            report.observed = self._trusted = True
+        observed = self._clock()
+        report.observe_seconds = observed - decided
+        plan = self._dataplane.plan(self._tracker.changes())
+        planned = self._clock()
+        report.diff_seconds = planned - observed
+        for transaction in plan:
+            if not self._land(transaction, report):
+                break
+        report.write_seconds = self._clock() - planned
+        for owner in [q for q in self._quarantine if not self._tracker.owes(q)]:
+            del self._quarantine[owner]
+            report.recovered.append(owner)
+        return report
+
+    def _decide(self, touched: Touched, store: Store, node: NodeContext, report: Report) -> None:
+        services: Iterable[ServiceKey] = touched.services
+        if node != self._node:
+            self._node = node
+            # Also Services that are gone from the store but not yet from here.
+            services = touched.services | store.services.keys() | self._derived.keys()
+            self._tracker.want(BASE, self._compiler.base(node))
+            self._tracker.release(BASE)
+        decided: list[tuple[ServiceKey, ServiceRoutes]] = []
+        for key in services:
+            service = store.service(key)
+            routes = NOTHING
+            if service is not None:
+                routes = service_routes(service, store.slices(key), node)
+            self._summarize(key, _Summary.of(routes))
+            self.flows.update(key, routes.routes, endpoints_changed=key in touched.by_slices)
+            self._tracker.release(key)
+            report.problems.extend((key, problem) for problem in routes.problems)
+            decided.append((key, routes))
+        report.services = len(decided)
+        # Compiled only now: how objects are written may depend on the size of the family.
+        self._compiler.resize(self._totals.endpoint_count)
+        for key, routes in decided:
+            objects: dict[K, V] = {}
+            for route in routes.routes:
+                for name, value in self._compiler.compile(route, node).items():
+                    objects.setdefault(name, value)
+            service = store.service(key)
+            age = (service.metadata.creation_timestamp or "") if service else ""
+            self._tracker.want(key, objects, age)
+        self._report_conflicts(report)
+
+    def _land(self, transaction: Transaction[K, V], report: Report) -> bool:
+        """Commit, halving what is refused until the culprit is alone; False ends the pass."""
+        waiting = [transaction]
+        while waiting:
+            current = self._without_held(waiting.pop())
+            if not current.changes:
+                continue
+            outcome = self._dataplane.apply(current)
+            report.transactions += 1
+            match outcome:
+                case Applied(lines, size):
+                    self._tracker.confirm(current)
+                    report.lines += lines
+                    report.bytes += size
+                    report.objects_put += sum(len(c.put) for c in current.changes)
+                    report.objects_dropped += sum(len(c.drop) for c in current.changes)
+                case Unknown(detail):
+                    self._trusted = False
+                    report.succeeded = False
+                    report.detail = detail
+                    return False
+                case Rejected(detail, suspects):
+                    report.rejected += 1
+                    if len(current.owners) == 1:
+                        self._put_in_quarantine(current.owners[0], detail, report)
+                    else:
+                        waiting.extend(reversed(_split(current, suspects)))
+        return True
+
+    # --- quarantine ---
+
+    def _put_in_quarantine(self, owner: ServiceKey, detail: str, report: Report) -> None:
+        earlier = self._quarantine.get(owner)
+        attempts = earlier.attempts + 1 if earlier else 1
+        pause = min(QUARANTINE_MOST_SECONDS, QUARANTINE_FIRST_SECONDS * 2 ** (attempts - 1))
+        entry = Quarantine(owner, detail, attempts, pause, self._clock() + pause)
+        self._quarantine[owner] = entry
+        self._tracker.hold(owner)
+        report.quarantined.append(entry)
+        if owner in (BASE, STRAYS):
+            report.succeeded = False
+            report.detail = detail
+
+    def _release_due(self, now: float) -> None:
+        for owner, entry in self._quarantine.items():
+            if now >= entry.until:
+                self._tracker.release(owner)
+
+    def _without_held(self, transaction: Transaction[K, V]) -> Transaction[K, V]:
+        if not any(self._tracker.is_held(owner) for owner in transaction.owners):
+            return transaction
+        return transaction.only(
+            frozenset(o for o in transaction.owners if not self._tracker.is_held(o))
+        )
+
+    # --- notes ---
+
+    def _summarize(self, key: ServiceKey, new: _Summary) -> None:
+        old = self._derived.pop(key, _Summary())
+        if new != _Summary():
+            self._derived[key] = new
+        self._totals = self._totals.moved(old, new)
+
+    @property
+    def _checked(self) -> dict[ServiceKey, _Summary]:
+        return {k: s for k, s in self._derived.items() if s.health_check_port}
+
+    def _report_conflicts(self, report: Report) -> None:
+        conflicts = frozenset(self._tracker.conflicts())
+        for key, winner, loser in conflicts - self._conflicts:
+            report.problems.append(
+                (loser, f"{key} is already used by {winner}, which is older and keeps it")
+            )
+        self._conflicts = conflicts
+
+
+class _Summary(Struct, frozen=True):
+    """What is kept of a Service's decision once its objects are compiled."""
+
+    health_check_port: int = 0
+    local_ready: int = 0
+    endpoint_count: int = 0
+    no_local_internal: int = 0
+    no_local_external: int = 0
+
+    @classmethod
+    def of(cls, routes: ServiceRoutes) -> _Summary:
+        return cls(
+            routes.health_check_port,
+            routes.local_ready,
+            routes.endpoint_count,
+            routes.no_local_internal,
+            routes.no_local_external,
+        )
+
+    def moved(self, old: _Summary, new: _Summary) -> _Summary:
+        """Running totals, so that no pass adds up the whole cluster."""
+        return _Summary(
+            0,
+            0,
+            self.endpoint_count + new.endpoint_count - old.endpoint_count,
+            self.no_local_internal + new.no_local_internal - old.no_local_internal,
+            self.no_local_external + new.no_local_external - old.no_local_external,
+        )
+
+
+def _split(
+    transaction: Transaction[K, V], suspects: frozenset[ServiceKey]
+) -> list[Transaction[K, V]]:
+    """Two parts to try in this order: without and with the suspects, else the two halves."""
+    owners = transaction.owners
+    # Never the base: what others build on must land first.
+    suspected = suspects & frozenset(owners) - {BASE}
+    if suspected and len(suspected) < len(owners):
+        return [
+            transaction.only(frozenset(owners) - suspected),
+            transaction.only(suspected),
+        ]
+    half = len(owners) // 2
+    return [
+        transaction.only(frozenset(owners[:half])),
+        transaction.only(frozenset(owners[half:])),
+    ]
