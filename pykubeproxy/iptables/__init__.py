@@ -1,1 +1,1 @@
-"""The netfilter NAT backend: chains KUBE-SERVICES, KUBE-SVC-…, KUBE-SEP-… as kube-proxy names them."""
+"""The netfilter NAT backend, with the chains that kube-proxy makes: KUBE-SERVICES, KUBE-SVC-…."""

@@ -122,7 +122,8 @@ class IptablesCompiler:
 
 def _forward_rules(settings: XtablesSettings, mark: str) -> Rules:
     rules = [
-        f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark}/{mark} -j ACCEPT',
+        '-m comment --comment "kubernetes forwarding rules" '
+        f"-m mark --mark {mark}/{mark} -j ACCEPT",
         '-m comment --comment "kubernetes forwarding conntrack rule" '
         "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
     ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import Event
-from typing import Protocol
 
 import structlog
 
-from pykubeproxy.errors import HostError, Unsupported
-from pykubeproxy.host.exec import Finished, Result, run
+from pykubeproxy.errors import HostError
+from pykubeproxy.host.exec import Finished, Killed, NotStarted, Result, TimedOut, run
 from pykubeproxy.iptables.names import CANARY, is_service_chain
 from pykubeproxy.iptables.objects import (
     Chain,
@@ -27,7 +26,7 @@ from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.sync.outcome import Applied, Change, Outcome, Rejected, Transaction, Unknown
 
-__all__ = ["Runner", "XtablesDataplane", "XtablesObservation"]
+__all__ = ["Runner", "XtablesDataplane", "XtablesObservation", "describe", "read_tables"]
 
 log = structlog.get_logger(__name__)
 
@@ -43,12 +42,8 @@ CANARY_POLLS = 50
 BUSY_TRIES = 5
 
 
-class Runner(Protocol):
-    """How programs are started; `pykubeproxy.host.exec.run`, or a fake of the tools."""
-
-    def __call__(
-        self, argv: Sequence[str], input: bytes | None = None, timeout_seconds: float = ...
-    ) -> Result: ...
+Runner = Callable[[Sequence[str], bytes | None, float], Result]
+"""How programs are started: `pykubeproxy.host.exec.run`, or a fake of the tools."""
 
 
 class XtablesObservation:
@@ -169,7 +164,7 @@ class XtablesDataplane:
         return plan(changes, self._chains_per_transaction)
 
     def apply(self, transaction: Transaction[Key, Rules]) -> Outcome:
-        text, lines = restore_input(transaction)
+        text, lines, rules = restore_input(transaction)
         for change in transaction.changes:
             for part in (change.put, change.drop):
                 for key in part:
@@ -179,7 +174,7 @@ class XtablesDataplane:
         for attempt in range(1_000_000):
             match self._run(self._tools.restore(), text, limit):
                 case Finished(0, _, _):
-                    return Applied(lines, len(text))
+                    return Applied(lines, len(text), rules)
                 case Finished(status, _, stderr) if status == EXIT_LOCKED:
                     said = _text(stderr)
                     locked = "xtables lock" in said
@@ -192,7 +187,7 @@ class XtablesDataplane:
                 case Finished(status, _, stderr):
                     return self._rejected(transaction, status, _text(stderr))
                 case failure:
-                    return Unknown(f"{self._tools.restore()[0]}: {failure}")
+                    return Unknown(f"{self._tools.restore()[0]}: {describe(failure)}")
         raise AssertionError("unreachable")
 
     def _rejected(self, transaction: Transaction[Key, Rules], status: int, stderr: str) -> Rejected:
@@ -218,17 +213,7 @@ class XtablesDataplane:
     # --- tools ---
 
     def _save(self) -> dict[str, SavedTable]:
-        argv = self._tools.save()
-        match self._run(argv, None, QUICK_SECONDS):
-            case Finished(0, stdout, _):
-                try:
-                    return parse_saved(_text(stdout))
-                except ValueError as error:
-                    raise HostError(f"{argv[0]}: {error}") from error
-            case Finished(status, _, stderr):
-                raise HostError(f"{argv[0]}: exit status {status}: {_text(stderr)}")
-            case failure:
-                raise HostError(f"{argv[0]}: {failure}")
+        return read_tables(self._tools, self._run)
 
     def _has_rule(self, table: str, chain: str, rule: str) -> bool:
         argv = self._tools.iptables("-t", table, "-C", chain, *split_rule(rule))
@@ -265,18 +250,30 @@ def _text(output: bytes) -> str:
     return output.decode(errors="replace").strip()
 
 
-def require_family(tools: Tools, runner: Runner = run) -> None:
-    """Check that nat works for this family.
+def read_tables(tools: Tools, runner: Runner = run, table: str = "") -> dict[str, SavedTable]:
+    """Read one table, or all there are.
 
     Raises:
-        Unsupported: it does not; the text says why.
+        HostError: the tool failed, or cannot read what another program put there.
     """
-    argv = tools.iptables("-S", "POSTROUTING", "-t", "nat")
+    argv = tools.save(table)
     result = runner(argv, None, QUICK_SECONDS)
-    if isinstance(result, Finished) and result.exit_status == 0:
-        return
-    why = _text(result.stderr) if isinstance(result, Finished) else str(result)
-    raise Unsupported(
-        f"{tools.family} is not available: {' '.join(argv)}: {why}; "
-        "run as root (NET_ADMIN), with the nat table in the kernel"
-    )
+    if not (isinstance(result, Finished) and result.exit_status == 0):
+        raise HostError(f"{argv[0]}: {describe(result)}")
+    try:
+        return parse_saved(_text(result.stdout))
+    except ValueError as error:
+        raise HostError(f"{argv[0]}: {error}") from error
+
+
+def describe(result: Result) -> str:
+    """Say in words how a tool ended, for a message that begins with the tool's name."""
+    match result:
+        case Finished(status, _, stderr):
+            return f"exit status {status}: {' '.join(_text(stderr).split())}"
+        case NotStarted(reason):
+            return f"could not be started: {reason}"
+        case TimedOut(seconds, _):
+            return f"killed after {seconds:g} s without an end"
+        case Killed(signal, _):
+            return f"killed by signal {signal}"

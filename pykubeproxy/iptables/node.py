@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -15,8 +15,6 @@ from pykubeproxy.iptables.tools import (
     SavedTable,
     Tools,
     jumps_of,
-    parse_saved,
-    rules_in,
     supports_random_fully,
 )
 from pykubeproxy.iptables.variant import HINT_CHAINS, Evidence, Variant, Verdict, choose_variant
@@ -39,11 +37,11 @@ def detect_variant(override: str = "auto", runner: Runner = run) -> Verdict:
     Raises:
         Unsupported: the variant named by *override* does not work, or none does.
     """
-    nft = _evidence(Variant.NFT, runner, may_create=True)
+    nft = _evidence(Variant.NFT, runner)
     wanted = override == Variant.LEGACY or not nft.works or any(map(_legacy_tables, Family))
     legacy = Evidence(problem="not used on this node so far")
     if wanted:
-        legacy = _evidence(Variant.LEGACY, runner, may_create=True)
+        legacy = _evidence(Variant.LEGACY, runner)
     return choose_variant(override, nft, legacy)
 
 
@@ -132,7 +130,7 @@ def _removal(name: str, table: SavedTable) -> Iterator[str]:
         yield f"-X {chain}"
 
 
-def _evidence(variant: Variant, runner: Runner, *, may_create: bool) -> Evidence:
+def _evidence(variant: Variant, runner: Runner) -> Evidence:
     works, hinted, rules, problems = False, False, 0, []
     for family in Family:
         tools = _tools(family, variant, runner)

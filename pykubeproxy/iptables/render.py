@@ -68,11 +68,12 @@ def plan(
     return [*before, *middle, *after]
 
 
-def restore_input(transaction: IptablesTransaction) -> tuple[bytes, int]:
-    """Return the input for one run of iptables-restore, and its number of lines."""
+def restore_input(transaction: IptablesTransaction) -> tuple[bytes, int, int]:
+    """Return the input for one run of iptables-restore, its lines, and how many set a rule."""
     lines = [line for _, line in _lines(transaction)]
     lines.append("")
-    return "\n".join(lines).encode(), len(lines) - 1
+    rules = sum(line.startswith(("-A", "-I")) for line in lines)
+    return "\n".join(lines).encode(), len(lines) - 1, rules
 
 
 def owner_of_line(transaction: IptablesTransaction, number: int) -> tuple[ServiceKey | None, str]:

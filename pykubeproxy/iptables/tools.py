@@ -10,7 +10,16 @@ from msgspec import Struct
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
 
-__all__ = ["SavedTable", "Tools", "parse_saved", "refused_line", "supports_random_fully"]
+__all__ = [
+    "EXIT_LOCKED",
+    "LOCK_SECONDS",
+    "SavedTable",
+    "Tools",
+    "jumps_of",
+    "parse_saved",
+    "refused_line",
+    "supports_random_fully",
+]
 
 LOCK_SECONDS = 5
 """How long one run waits for the xtables lock before it reports back (``-w``)."""
@@ -89,10 +98,6 @@ def parse_saved(text: str) -> dict[str, SavedTable]:
     if chains is not None:
         raise ValueError(f"the listing breaks off inside table {name}")
     return tables
-
-
-def rules_in(tables: dict[str, SavedTable]) -> int:
-    return sum(len(rules) for table in tables.values() for rules in table.chains.values())
 
 
 _LINE = re.compile(r"\bline:? (\d+)\b")

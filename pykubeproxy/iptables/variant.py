@@ -1,4 +1,4 @@
-"""Which of the two iptables implementations this node uses; pure, the evidence is gathered elsewhere.
+"""Which of the two iptables implementations this node uses; pure, evidence comes from outside.
 
 The kernel keeps two sets of tables: the legacy ones (ip_tables) and those that the iptables-nft
 tools keep in nf_tables. Rules in one do not see rules in the other, so a node agent must use the

@@ -6,7 +6,16 @@ from msgspec import Struct
 
 from pykubeproxy.model.kinds import Family
 
-__all__ = ["NodeContext", "PodCIDR", "PodInterface", "PodInterfacePrefix", "PodTraffic"]
+__all__ = [
+    "LOOPBACK",
+    "NodeContext",
+    "PodCIDR",
+    "PodInterface",
+    "PodInterfacePrefix",
+    "PodTraffic",
+]
+
+LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
 
 class PodCIDR(Struct, frozen=True):

@@ -71,10 +71,11 @@ class Transaction(Struct, Generic[K, V], frozen=True):
 
 
 class Applied(Struct, frozen=True):
-    """Committed as a whole. ``lines`` and ``bytes`` were sent."""
+    """Committed as a whole. ``lines`` and ``bytes`` were sent, ``rules`` of them set a rule."""
 
     lines: int = 0
     bytes: int = 0
+    rules: int = 0
 
 
 class Rejected(Struct, frozen=True):

@@ -43,6 +43,10 @@ class Pacer:
         wanted = max(now, self._not_before)
         self._due = wanted if self._due is None else min(self._due, wanted)
 
+    def request_at(self, moment: float) -> None:
+        """Ask for a pass at *moment* at the latest."""
+        self.request(moment)
+
     def finished(self, now: float, cost_seconds: float, succeeded: bool) -> None:
         """Note the end of a pass: sets the pause and the next pass that comes by itself."""
         pause = self._min_interval

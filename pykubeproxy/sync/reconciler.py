@@ -50,14 +50,18 @@ class Quarantine(Struct, frozen=True):
 
 
 class Report(Struct):
-    """What one pass did, for one log line, metrics and events. Durations in seconds."""
+    """What one pass did, for one log line, metrics and events. Durations in seconds.
+
+    ``outcomes`` counts transactions by how they ended (applied, rejected, unknown), ``rules`` the
+    rules or messages written by where they went.
+    """
 
     family: Family
     services: int = 0
     objects_put: int = 0
     objects_dropped: int = 0
-    transactions: int = 0
-    rejected: int = 0
+    outcomes: dict[str, int] = msgspec.field(default_factory=dict)
+    rules: dict[str, int] = msgspec.field(default_factory=dict)
     lines: int = 0
     bytes: int = 0
     surprises: int = 0
@@ -73,8 +77,16 @@ class Report(Struct):
     write_seconds: float = 0.0
 
     @property
+    def transactions(self) -> int:
+        """How many were sent, however they ended."""
+        return sum(self.outcomes.values())
+
+    @property
     def changed(self) -> bool:
-        return bool(self.transactions)
+        return bool(self.outcomes)
+
+    def count(self, outcome: str) -> None:
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
 
 class Reconciler(Generic[K, V]):
@@ -99,6 +111,7 @@ class Reconciler(Generic[K, V]):
         self._quarantine: dict[ServiceKey, Quarantine] = {}
         self._conflicts: frozenset[Conflict] = frozenset()
         self._trusted = False
+        self._learnt = False
 
     # --- what others may read ---
 
@@ -127,7 +140,16 @@ class Reconciler(Generic[K, V]):
 
     def distrust(self) -> None:
         """Read the kernel back at the next pass: somebody else changed it, or may have."""
-        self._trusted = False
+        self._trusted = self._learnt = False
+
+    def learn(self) -> None:
+        """Remember how the kernel prints what it was given, once, if all of it is written.
+
+        Later read-backs then write again only what really changed. Raises HostError.
+        """
+        if self._trusted and not self._learnt and self._tracker.in_sync:
+            self._dataplane.learn(self._tracker.applied())
+            self._learnt = True
 
     # --- the pass ---
 
@@ -199,21 +221,23 @@ class Reconciler(Generic[K, V]):
             if not current.changes:
                 continue
             outcome = self._dataplane.apply(current)
-            report.transactions += 1
             match outcome:
-                case Applied(lines, size):
+                case Applied(lines, size, rules):
+                    report.count("applied")
+                    report.rules[current.scope] = report.rules.get(current.scope, 0) + rules
                     self._tracker.confirm(current)
                     report.lines += lines
                     report.bytes += size
                     report.objects_put += sum(len(c.put) for c in current.changes)
                     report.objects_dropped += sum(len(c.drop) for c in current.changes)
                 case Unknown(detail):
+                    report.count("unknown")
                     self._trusted = False
                     report.succeeded = False
                     report.detail = detail
                     return False
                 case Rejected(detail, suspects):
-                    report.rejected += 1
+                    report.count("rejected")
                     if len(current.owners) == 1:
                         self._put_in_quarantine(current.owners[0], detail, report)
                     else:

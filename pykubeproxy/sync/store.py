@@ -72,6 +72,14 @@ class Store:
         """The union of all ServiceCIDR objects, sorted."""
         return tuple(sorted({c for obj in self._cidrs.values() for c in obj.spec.cidrs or ()}))
 
+    @property
+    def has_touched(self) -> bool:
+        return bool(self._touched) or self._node_touched or self._cidrs_touched
+
+    @property
+    def node_touched(self) -> bool:
+        return self._node_touched
+
     def take(self) -> Touched:
         """Return what was touched since the last call, and forget it."""
         touched = Touched(

@@ -6,7 +6,7 @@ The idea of two views with the pending changes maintained between them is Calico
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from pykubeproxy.model.objects import ServiceKey
@@ -99,6 +99,10 @@ class Tracker(Generic[K, V]):
     def in_sync(self) -> bool:
         """Nothing is missing, owners on hold included."""
         return not self._dirty
+
+    def applied(self) -> Iterable[Mapping[K, V]]:
+        """Everything the kernel is known to hold, by owner."""
+        return self._applied.values()
 
     @property
     def object_count(self) -> int:

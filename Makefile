@@ -1,0 +1,82 @@
+# Everything runs in .venv, on a Debian-like machine, as root (network namespaces, netfilter).
+#
+#   make demo    set up, then the real daemon on examples/ with real connections
+#   make test    set up, then every test: pure, API, kernel
+#   make check   set up, then ruff, mypy --strict, import-linter
+#
+# PYTHON      the interpreter to build .venv with (3.11 or later)
+# KUBECONFIG  for make e2e-cluster: a cluster to run that suite against
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PACKAGES := iptables iproute2 conntrack nftables python3-venv python3-dev gcc libc6-dev
+TOOLS := iptables-nft iptables-legacy ip conntrack nft gcc
+STAMP := .setup/python
+
+export PYTHONDONTWRITEBYTECODE = 1
+
+.PHONY: help demo test check setup tools unit kernel cluster e2e-cluster bench format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: setup
+	@$(SUDO) $(BIN)/python -m demo
+
+test: setup
+	$(SUDO) $(BIN)/python -m pytest tests e2e
+
+unit: setup
+	$(BIN)/python -m pytest tests
+
+kernel: setup
+	$(SUDO) $(BIN)/python -m pytest e2e/kernel
+
+cluster: setup
+	$(SUDO) $(BIN)/python -m pytest e2e/cluster
+
+e2e-cluster: setup
+	@test -n "$(KUBECONFIG)" || { echo "name a cluster: make e2e-cluster KUBECONFIG=FILE"; exit 2; }
+	$(SUDO) KUBECONFIG="$(KUBECONFIG)" $(BIN)/python -m pytest e2e/cluster -p no:cacheprovider --real-cluster
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(SUDO) $(BIN)/python -m bench
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: tools $(STAMP)
+
+# Debian's packages, only if something is missing.
+tools:
+	@missing=""; \
+	for tool in $(TOOLS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; \
+	done; \
+	$(PYTHON) -c 'import ensurepip, venv, sysconfig, os, sys; \
+		sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null \
+		|| missing="$$missing python3-venv"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing what provides:$$missing"; \
+		$(SUDO) apt-get update -q && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -q --no-install-recommends $(PACKAGES); \
+	fi
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[test,check]'
+	@mkdir -p $(dir $@) && touch $@
+
+clean:
+	rm -rf $(VENV) .setup build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

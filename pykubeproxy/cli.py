@@ -1,0 +1,73 @@
+"""Entry point: arguments to configuration, configuration to a running daemon, errors to exit codes.
+
+Exit status 0: version, help, successful cleanup, orderly stop. Everything else 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import structs
+
+from pykubeproxy import __version__, logs
+from pykubeproxy.config import Command, Config, build, load_file
+from pykubeproxy.errors import ConfigError, HostError
+from pykubeproxy.flags import FLAGS, parse, usage
+from pykubeproxy.settings import Given
+
+__all__ = ["configure", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with *argv* (default: the process's arguments); return its exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        config = configure(arguments)
+        if config is None:
+            sys.stdout.write(usage())
+            return 0
+        if config.command is Command.VERSION:
+            sys.stdout.write(f"pykubeproxy {__version__}\n")
+            return 0
+        logs.configure(config.log_format, config.verbosity)
+        # Late, so that --version, --help and wrong flags answer without loading the daemon.
+        from pykubeproxy import daemon
+
+        if config.command is Command.CLEANUP:
+            return daemon.cleanup(config)
+        return daemon.run(config)
+    except (ConfigError, HostError) as error:
+        sys.stderr.write(f"pykubeproxy: {error}\n")
+        return 1
+
+
+def configure(argv: Sequence[str]) -> Config | None:
+    """Return what *argv* (and the file it names) ask for; ``None`` asks for the help text.
+
+    With ``--config`` the file is the whole configuration, except for the flags that always count;
+    other flags given along with it are named in a notice. Nothing is read for --version.
+
+    Raises:
+        ConfigError: see `parse`, `load_file` and `build`.
+    """
+    parsed = parse(argv)
+    if _is_set(parsed.always, "--help"):
+        return None
+    if _is_set(parsed.always, "--version"):
+        return Config(command=Command.VERSION)
+    path = str(parsed.always["--config"].value) if "--config" in parsed.always else ""
+    if not path:
+        return build({**parsed.without_file, **parsed.always})
+    document = load_file(Path(path))
+    config = build({**document.given, **parsed.always}, document.notices)
+    ignored = [flag.name for flag in FLAGS if flag.setting in parsed.without_file]
+    if not ignored:
+        return config
+    notice = f"ignored because --config is given: {', '.join(ignored)}; set them in {path}"
+    return structs.replace(config, notices=(notice, *config.notices))
+
+
+def _is_set(given: dict[str, Given], name: str) -> bool:
+    return name in given and given[name].value not in (False, "false")

@@ -1,0 +1,267 @@
+"""Builds every part, owns the threads, and stops them in order.
+
+Threads: one per watched resource, one sync thread, the servers, and helpers that may be slow
+(conntrack, Events). The main thread waits for signals.
+"""
+
+from __future__ import annotations
+
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from types import FrameType
+
+import structlog
+
+from pykubeproxy import __version__
+from pykubeproxy.config import Config
+from pykubeproxy.errors import ConfigError
+from pykubeproxy.host import nfacct, sysctls
+from pykubeproxy.host.addresses import AddressMonitor, local_addresses
+from pykubeproxy.iptables.compile import (
+    INVALID_COUNTER,
+    LOCALHOST_COUNTER,
+    IptablesCompiler,
+    XtablesSettings,
+)
+from pykubeproxy.iptables.kernel import XtablesDataplane
+from pykubeproxy.iptables.node import available_tools, clean_up, detect_variant, random_fully
+from pykubeproxy.iptables.objects import Key, Rules
+from pykubeproxy.iptables.tools import LOCK_SECONDS, Tools
+from pykubeproxy.loop import FamilyProxy, SyncLoop
+from pykubeproxy.metrics import Metrics
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.objects import Kind
+from pykubeproxy.reactions import FlowCleaner, Reactions
+from pykubeproxy.serve.health import HealthServer
+from pykubeproxy.serve.service_health import ServiceHealth
+from pykubeproxy.serve.status import Status
+from pykubeproxy.sync.context import describe_node, localhost_serves_nodeports
+from pykubeproxy.sync.reconciler import Reconciler
+from pykubeproxy.watch.events import EventRecorder, Happening
+from pykubeproxy.watch.mailbox import Mailbox
+from pykubeproxy.watch.source import Source
+
+__all__ = ["cleanup", "node_name", "run"]
+
+log = structlog.get_logger(__name__)
+
+WATCHED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
+"""ServiceCIDRs matter to no part of iptables mode."""
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; rules stay in place. Returns the exit status.
+
+    Raises:
+        ConfigError, HostError: what is missing to start; nothing was written then.
+    """
+    stop = Event()
+    mailbox = Mailbox()
+    with _signals(stop, mailbox), ExitStack() as parts:
+        loop = _build(config, stop, mailbox, parts)
+        sync = _SyncThread(loop, stop)
+        sync.start()
+        parts.callback(_end_sync, sync, stop, mailbox)
+        stop.wait()
+    log.info("stopped; rules stay in place")
+    return 0 if sync.ended_well else 1
+
+
+def cleanup(config: Config) -> int:
+    """Remove all rules of ours, in both iptables variants and families; returns the exit status."""
+    removed, problems = clean_up()
+    for program, count in removed.items():
+        log.info("removed", with_=program, chains=count)
+    if not removed:
+        log.info("nothing of ours was found")
+    for problem in problems:
+        log.error("not removed", reason=problem)
+    return 1 if problems else 0
+
+
+def node_name(config: Config) -> str:
+    """The name of this node: as given, else the host's; lower case.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = (config.node_name or platform.node()).strip().lower()
+    if not name:
+        raise ConfigError("--hostname-override", "this host has no name; give the node's name")
+    return name
+
+
+# --- building ---
+
+
+def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> SyncLoop:
+    """Make and start everything but the sync thread; *parts* ends it in reverse order."""
+    name = node_name(config)
+    log.info("starting", version=__version__, mode=config.mode, node=name)
+    for notice in config.notices:
+        log.info("notice", text=notice)
+    verdict = detect_variant(config.iptables_variant)
+    log.info("iptables variant", variant=verdict.variant.value, reason=verdict.reason)
+    tools = available_tools(verdict.variant)
+    metrics = Metrics()
+    source, record = _source(config, name, parts)
+
+    status = Status(stale_after_seconds=2 * config.sync_period_seconds)
+    if config.manifests:
+        # Without an API there need be no Node object that could make this node ineligible.
+        status = Status(status.stale_after_seconds, node_eligible=True)
+    health = HealthServer(
+        status,
+        metrics.registry,
+        config.mode,
+        config.healthz_address,
+        config.metrics_address,
+        config.bind_address_hard_fail,
+        metrics.health_answered,
+    )
+    health.start()
+    parts.callback(health.stop)
+    cleaner = FlowCleaner(metrics, time.monotonic)
+    cleaner.start()
+    parts.callback(cleaner.stop)
+    service_health: dict[Family, ServiceHealth] = {}
+    reactions = Reactions(metrics, health, status, service_health, cleaner, record)
+    for family in tools:
+        service_health[family] = _service_health(config, name, family, health, reactions)
+        service_health[family].start()
+        parts.callback(service_health[family].stop)
+
+    families = [_family_proxy(config, one, metrics, stop) for one in tools.values()]
+    loop = SyncLoop(config, name, source.kinds, mailbox, families, reactions, time.monotonic, stop)
+    if config.nodeport_addresses:
+        monitor = AddressMonitor(loop.addresses_changed)
+        monitor.start()
+        parts.callback(monitor.stop)
+    source.start(mailbox)
+    parts.callback(source.stop)
+    record(Happening("Starting", "StartKubeProxy", warning=False))
+    return loop
+
+
+def _source(
+    config: Config, name: str, parts: ExitStack
+) -> tuple[Source, Callable[[Happening], None]]:
+    """The source of objects, and where Events about them go."""
+    # Late imports: the Kubernetes client takes half a second to load, and a manifest directory
+    # does not need it.
+    if config.manifests:
+        from pykubeproxy.watch.manifests import ManifestSource
+
+        return ManifestSource(Path(config.manifests), name), _log_only
+    from pykubeproxy.watch.client import ApiServer
+    from pykubeproxy.watch.reflector import KubernetesSource
+
+    client = ApiServer.from_flags(config.kubeconfig or None, config.master or None)
+    log.info("API server", url=client.server)
+    recorder = EventRecorder(client, name, platform.node())
+    recorder.start()
+    parts.callback(recorder.stop)
+    return KubernetesSource(client, name, WATCHED), recorder.record
+
+
+def _log_only(happening: Happening) -> None:
+    log.debug("event", reason=happening.reason, note=happening.note)
+
+
+def _family_proxy(
+    config: Config, tools: Tools, metrics: Metrics, stop: Event
+) -> FamilyProxy[Key, Rules]:
+    family = tools.family
+    dataplane = XtablesDataplane(tools, partial(_waiting, metrics, family), stop)
+    compiler = IptablesCompiler(_xtables_settings(config, tools))
+    reconciler = Reconciler(family, compiler, dataplane, time.monotonic)
+    return FamilyProxy(family, reconciler, dataplane, partial(local_addresses, family))
+
+
+def _xtables_settings(config: Config, tools: Tools) -> XtablesSettings:
+    """Settle what the fixed rules depend on, and the one sysctl that they need.
+
+    Raises:
+        HostError: route_localnet cannot be set, though node ports are to answer on localhost.
+    """
+    localhost = localhost_serves_nodeports(config, tools.family)
+    if localhost:
+        sysctls.ensure("net/ipv4/conf/all/route_localnet", 1)
+    liberal = sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal")
+    return XtablesSettings(
+        masquerade_mark=1 << config.masquerade_bit,
+        random_fully=random_fully(tools),
+        localhost_nodeports=localhost,
+        drop_invalid=not liberal,
+        count_invalid=nfacct.ensure_counter(INVALID_COUNTER),
+        count_localhost=localhost and nfacct.ensure_counter(LOCALHOST_COUNTER),
+    )
+
+
+def _service_health(
+    config: Config, name: str, family: Family, health: HealthServer, reactions: Reactions
+) -> ServiceHealth:
+    """Responders for health check node ports, on the addresses that node ports have at start."""
+    addresses = local_addresses(family) if config.nodeport_addresses else ()
+    context = describe_node(config, name, None, addresses, family)
+    return ServiceHealth(
+        family, context.nodeport_addresses, health.is_healthy, reactions.port_refused
+    )
+
+
+def _waiting(metrics: Metrics, family: Family, seconds: float) -> None:
+    metrics.lock_waited(family, LOCK_SECONDS)
+    log.warning(
+        "another program holds the xtables lock, waiting",
+        family=family.value,
+        waited_seconds=seconds,
+    )
+
+
+# --- ending ---
+
+
+class _SyncThread(Thread):
+    """Runs the loop; its end, good or bad, ends the process, which would do nothing without it."""
+
+    def __init__(self, loop: SyncLoop, stop: Event) -> None:
+        super().__init__(name="sync", daemon=True)
+        self.ended_well = False
+        self._loop = loop
+        self._stop_event = stop
+
+    def run(self) -> None:
+        try:
+            self._loop.run()
+            self.ended_well = True
+        finally:
+            self._stop_event.set()
+
+
+def _end_sync(thread: Thread, stop: Event, mailbox: Mailbox) -> None:
+    stop.set()
+    mailbox.wake()
+    thread.join()
+
+
+@contextmanager
+def _signals(stop: Event, mailbox: Mailbox) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for an orderly end while the block runs."""
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        log.info("stopping", signal=signal.Signals(number).name)
+        stop.set()
+        mailbox.wake()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,306 @@
+"""The sync thread: folds events into the store and runs passes when the pacer says so.
+
+It owns the store, the trackers and every kernel handle. What follows from a pass (metrics,
+health, Events, conntrack) is told to a `Listener`, which must not block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from threading import Event as StopEvent
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+from msgspec import Struct
+
+from pykubeproxy.config import Config, DetectLocalMode
+from pykubeproxy.errors import HostError
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.node import NodeContext
+from pykubeproxy.model.objects import Kind, Node
+from pykubeproxy.sync.context import describe_node
+from pykubeproxy.sync.outcome import Dataplane
+from pykubeproxy.sync.pacer import Pacer
+from pykubeproxy.sync.reconciler import Reconciler, Report
+from pykubeproxy.sync.store import Store, Touched
+from pykubeproxy.watch.mailbox import Mailbox
+from pykubeproxy.watch.source import Event, Gone, Put, Replaced
+
+__all__ = ["FamilyProxy", "Listener", "SyncLoop"]
+
+log = structlog.get_logger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+QUIET_SECONDS = 5.0
+"""How long nothing must have changed before the slow read-back that fingerprints are made of."""
+VERIFY_SECONDS = 3600.0
+"""How often the kernel is read back and compared although nothing seems wrong."""
+PATIENCE_SECONDS = 10.0
+"""How long to wait for first lists before saying so, and between sayings."""
+
+
+class Listener(Protocol):
+    """Hears what happened; called on the sync thread."""
+
+    def received(self, event: Event) -> None:
+        """An object arrived."""
+
+    def node_changed(self, node: Node | None) -> None:
+        """The own Node was seen first, or changed."""
+
+    def requested(self, families: Iterable[Family]) -> None:
+        """A change waits to be written."""
+
+    def synced(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
+        """A pass of one family ended, well or not."""
+
+    def repairing(self, family: Family) -> None:
+        """Somebody flushed our rules; they are being written again."""
+
+
+class FamilyProxy(Struct, Generic[K, V], frozen=True):
+    """All that serves one IP family. ``addresses`` reads this node's own (raises HostError)."""
+
+    family: Family
+    reconciler: Reconciler[K, V]
+    dataplane: Dataplane[K, V]
+    addresses: Callable[[], Iterable[str]]
+
+
+class SyncLoop:
+    """Runs until *stop* is set; every wait ends at once when `Mailbox.wake` is called."""
+
+    def __init__(
+        self,
+        config: Config,
+        node_name: str,
+        kinds: frozenset[Kind],
+        mailbox: Mailbox,
+        families: Sequence[FamilyProxy[Any, Any]],
+        listener: Listener,
+        clock: Callable[[], float],
+        stop: StopEvent,
+    ) -> None:
+        self._config = config
+        self._node_name = node_name
+        self._kinds = kinds
+        self._mailbox = mailbox
+        self._families = families
+        self._listener = listener
+        self._clock = clock
+        self._stop = stop
+        self._store = Store()
+        self._pacer = Pacer(config.min_sync_period_seconds, config.sync_period_seconds)
+        self._contexts: dict[Family, NodeContext] = {}
+        self._contexts_stale = True
+        self._ready = False
+        self._verified_at = self._clock()
+        self._failing: dict[Family, str] = {}
+        self._probe_at = self._clock() + config.sync_period_seconds
+        self._learn_at: float | None = None
+        self._complain_at = self._clock() + PATIENCE_SECONDS
+
+    def addresses_changed(self) -> None:
+        """Look at the node's addresses again; from any thread."""
+        self._contexts_stale = True
+        self._mailbox.wake()
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            self._mailbox.wait(self._next_wait())
+            if not self._stop.is_set():
+                self.step()
+
+    def step(self) -> None:
+        """Do all that is due now."""
+        self._receive(self._mailbox.drain())
+        now = self._clock()
+        if not self._ready and not self._become_ready(now):
+            return
+        if self._contexts_stale:
+            self._refresh_contexts()
+        if self._pacer.due(now):
+            self._sync()
+        self._probe_if_due()
+        self._learn_if_quiet()
+
+    # --- receiving ---
+
+    def _receive(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._listener.received(event)
+            match event:
+                case Put(_, obj):
+                    self._store.put(obj)
+                case Gone(kind, key):
+                    self._store.drop(kind, key)
+                case Replaced(kind, objects, unreadable):
+                    self._store.replace(kind, objects, unreadable)
+        if self._store.has_touched:
+            if self._store.node_touched:
+                self._contexts_stale = True
+                self._listener.node_changed(self._store.node)
+            if self._ready:
+                self._request()
+
+    def _request(self) -> None:
+        self._pacer.request(self._clock())
+        self._listener.requested(proxy.family for proxy in self._families)
+
+    def _become_ready(self, now: float) -> bool:
+        """Nothing is written before everything is known: half a picture would break Services."""
+        missing: list[str] = sorted(self._kinds - self._store.complete)
+        node = self._store.node
+        if not missing and self._config.detect_local_mode is DetectLocalMode.NODE_CIDR:
+            if node is None:
+                missing = [f"Node {self._node_name}"]
+            elif not node.spec.pod_cidrs:
+                missing = [f"podCIDRs of Node {self._node_name}"]
+        if missing:
+            if now >= self._complain_at:
+                self._complain_at = now + PATIENCE_SECONDS
+                log.warning("nothing written yet, still waiting for", missing=", ".join(missing))
+            return False
+        if node is None and not self._config.manifests:
+            log.warning(
+                "no Node object with this name: no zone, no node address; "
+                "topology hints and source ranges that cover this node count once it appears",
+                node=self._node_name,
+            )
+        self._ready = True
+        self._pacer.request(now)
+        return True
+
+    def _refresh_contexts(self) -> None:
+        self._contexts_stale = False
+        for proxy in self._families:
+            addresses: Iterable[str] = ()
+            if self._config.nodeport_addresses:
+                try:
+                    addresses = proxy.addresses()
+                except HostError as error:
+                    log.error(
+                        "addresses of this node not read, keeping the last", reason=str(error)
+                    )
+                    if proxy.family in self._contexts:
+                        continue
+            context = describe_node(
+                self._config, self._node_name, self._store.node, addresses, proxy.family
+            )
+            before = self._contexts.get(proxy.family)
+            if context != before:
+                self._contexts[proxy.family] = context
+                if before is not None:
+                    log.info("this node changed", family=proxy.family.value, now=str(context))
+                    self._pacer.request(self._clock())
+
+    # --- passes ---
+
+    def _sync(self) -> None:
+        started = self._clock()
+        touched = self._store.take()
+        succeeded = True
+        if started - self._verified_at >= VERIFY_SECONDS:
+            self._verified_at = started
+            for proxy in self._families:
+                proxy.reconciler.distrust()
+        for proxy in self._families:
+            succeeded = self._sync_family(proxy, touched) and succeeded
+        now = self._clock()
+        self._pacer.finished(now, now - started, succeeded)
+        for proxy in self._families:
+            retry_at = proxy.reconciler.retry_at
+            if retry_at is not None:
+                self._pacer.request_at(retry_at)
+        self._learn_at = now + QUIET_SECONDS if succeeded else None
+
+    def _sync_family(self, proxy: FamilyProxy[Any, Any], touched: Touched) -> bool:
+        started = self._clock()
+        context = self._contexts[proxy.family]
+        try:
+            report = proxy.reconciler.run(touched, self._store, context)
+        except HostError as error:
+            # What was decided is in the tracker, so nothing is lost; only writing waits.
+            report = Report(proxy.family, succeeded=False, detail=str(error))
+        seconds = self._clock() - started
+        self._tell(report, seconds)
+        self._listener.synced(proxy.reconciler, report, seconds)
+        return report.succeeded
+
+    def _tell(self, report: Report, seconds: float) -> None:
+        family = report.family.value
+        for key, problem in report.problems:
+            log.warning("part of a Service passed over", service=str(key), reason=problem)
+        for entry in report.quarantined:
+            log.error(
+                "service quarantined: the kernel refuses its rules, everything else goes on",
+                family=family,
+                service=str(entry.owner),
+                retry_seconds=entry.retry_seconds,
+                reason=entry.detail,
+            )
+        for owner in report.recovered:
+            log.info("service out of quarantine", family=family, service=str(owner))
+        if report.succeeded:
+            if self._failing.pop(report.family, None) is not None:
+                log.info("syncing again", family=family)
+        elif self._failing.get(report.family) != report.detail:
+            self._failing[report.family] = report.detail
+            log.error("sync failed, will be tried again", family=family, reason=report.detail)
+        if self._config.verbosity >= 2 and (report.changed or report.observed):
+            log.info(
+                "synced",
+                family=family,
+                services=report.services,
+                written=report.objects_put,
+                removed=report.objects_dropped,
+                transactions=report.transactions,
+                lines=report.lines,
+                decide_ms=_milliseconds(report.decide_seconds),
+                observe_ms=_milliseconds(report.observe_seconds),
+                diff_ms=_milliseconds(report.diff_seconds),
+                write_ms=_milliseconds(report.write_seconds),
+                total_ms=_milliseconds(seconds),
+            )
+
+    # --- looking after what was written ---
+
+    def _probe_if_due(self) -> None:
+        now = self._clock()
+        if now < self._probe_at or self._stop.is_set():
+            return
+        self._probe_at = now + self._config.sync_period_seconds
+        for proxy in self._families:
+            if proxy.dataplane.intact():
+                continue
+            log.warning(
+                "our rules were flushed by somebody else, writing them again",
+                family=proxy.family.value,
+            )
+            self._listener.repairing(proxy.family)
+            proxy.reconciler.distrust()
+            # At once and outside the pacing: Services do not work now.
+            self._sync_family(proxy, Touched())
+
+    def _learn_if_quiet(self) -> None:
+        if self._learn_at is None or self._clock() < self._learn_at:
+            return
+        self._learn_at = None
+        for proxy in self._families:
+            try:
+                proxy.reconciler.learn()
+            except HostError as error:
+                log.warning("rules not read back", reason=str(error))
+
+    def _next_wait(self) -> float | None:
+        now = self._clock()
+        if not self._ready:
+            return max(0.0, self._complain_at - now)
+        moments = [self._probe_at, self._pacer.next_at, self._learn_at]
+        return max(0.0, min(m for m in moments if m is not None) - now)
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -1,0 +1,187 @@
+"""Prometheus metrics under kube-proxy's names, plus a few of our own, behind plain methods.
+
+The sync code calls methods of `Metrics` and knows nothing of Prometheus. Names, labels and buckets
+that kube-proxy has are kept, so existing dashboards and alerts work; see its pkg/proxy/metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from pykubeproxy.model.kinds import Family
+
+__all__ = ["Metrics"]
+
+_BUCKETS = tuple(0.001 * 2**power for power in range(15))
+_FAMILY = ["ip_family"]
+
+
+class Metrics:
+    """One set of metrics in a registry of its own. Methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._sync_duration = self._histogram(
+            "kubeproxy_sync_proxy_rules_duration_seconds", "SyncProxyRules latency in seconds"
+        )
+        self._last_timestamp = self._gauge(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "The last time proxy rules were successfully synced",
+        )
+        self._last_queued = self._gauge(
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "The last time a sync of proxy rules was queued",
+        )
+        self._iptables_total = self._gauge(
+            "kubeproxy_sync_proxy_rules_iptables_total",
+            "Total number of iptables rules owned by kube-proxy",
+            ["table", "ip_family"],
+        )
+        self._iptables_last = self._gauge(
+            "kubeproxy_sync_proxy_rules_iptables_last",
+            "Number of iptables rules written by kube-proxy in last sync",
+            ["table", "ip_family"],
+        )
+        self._restore_failures = self._counter(
+            "kubeproxy_sync_proxy_rules_iptables_restore_failures",
+            "Cumulative proxy iptables restore failures",
+        )
+        self._endpoint_changes = self._counter(
+            "kubeproxy_sync_proxy_rules_endpoint_changes",
+            "Cumulative proxy rules Endpoint changes",
+            [],
+        )
+        self._service_changes = self._counter(
+            "kubeproxy_sync_proxy_rules_service_changes",
+            "Cumulative proxy rules Service changes",
+            [],
+        )
+        self._no_local_endpoints = self._gauge(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Number of services with a Local traffic policy and no endpoints",
+            ["traffic_policy", "ip_family"],
+        )
+        self._conntrack_duration = self._histogram(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "ReconcileConntrackFlowsLatency latency in seconds",
+        )
+        self._conntrack_deleted = self._counter(
+            "kubeproxy_conntrack_reconciler_deleted_entries",
+            "Cumulative conntrack flows deleted by conntrack reconciler",
+        )
+        self._healthz = self._counter(
+            "kubeproxy_proxy_healthz", "Cumulative proxy healthz HTTP status", ["code"]
+        )
+        self._livez = self._counter(
+            "kubeproxy_proxy_livez", "Cumulative proxy livez HTTP status", ["code"]
+        )
+        self._quarantined = self._gauge(
+            "pykubeproxy_services_quarantined",
+            "Services whose rules the kernel refused and that wait for another try",
+        )
+        self._lock_wait = self._counter(
+            "pykubeproxy_xtables_lock_wait_seconds", "Time spent waiting for the xtables lock"
+        )
+        self._repairs = self._counter(
+            "pykubeproxy_repairs", "Rules found missing or changed by others, and written again"
+        )
+        self._rules_written = self._counter(
+            "pykubeproxy_rules_written", "Rules written to the kernel"
+        )
+        self._transactions = self._counter(
+            "pykubeproxy_transactions",
+            "Transactions sent to the kernel, by how they ended",
+            ["outcome", "ip_family"],
+        )
+        ProcessCollector(registry=self.registry)
+
+    def sync_ended(self, family: Family, seconds: float) -> None:
+        """A pass ran, successfully or not."""
+        self._sync_duration.labels(family.value).observe(seconds)
+
+    def sync_succeeded(self, family: Family, unix_seconds: float) -> None:
+        self._last_timestamp.labels(family.value).set(unix_seconds)
+
+    def sync_queued(self, family: Family, unix_seconds: float) -> None:
+        self._last_queued.labels(family.value).set(unix_seconds)
+
+    def rules_owned(self, family: Family, table: str, rules: int) -> None:
+        self._iptables_total.labels(table, family.value).set(rules)
+
+    def rules_written(self, family: Family, table: str, rules: int) -> None:
+        """A pass wrote *rules* to *table*: sets the last value and adds to the total."""
+        self._iptables_last.labels(table, family.value).set(rules)
+        self._rules_written.labels(family.value).inc(rules)
+
+    def restore_failed(self, family: Family) -> None:
+        self._restore_failures.labels(family.value).inc()
+
+    def transaction(self, family: Family, outcome: str) -> None:
+        """*outcome* is ``applied``, ``rejected`` or ``unknown``."""
+        self._transactions.labels(outcome, family.value).inc()
+
+    def endpoint_changes(self, count: int = 1) -> None:
+        self._endpoint_changes.inc(count)
+
+    def service_changes(self, count: int = 1) -> None:
+        self._service_changes.inc(count)
+
+    def no_local_endpoints(self, family: Family, internal: int, external: int) -> None:
+        """How many service ports have a Local policy, endpoints, but none here."""
+        self._no_local_endpoints.labels("internal", family.value).set(internal)
+        self._no_local_endpoints.labels("external", family.value).set(external)
+
+    def conntrack_ran(self, family: Family, seconds: float, deleted: int) -> None:
+        self._conntrack_duration.labels(family.value).observe(seconds)
+        self._conntrack_deleted.labels(family.value).inc(deleted)
+
+    def health_answered(self, path: str, code: int) -> None:
+        """*path* is ``healthz`` or ``livez``; fits `HealthServer`'s ``count``."""
+        (self._healthz if path == "healthz" else self._livez).labels(str(code)).inc()
+
+    def quarantined(self, family: Family, services: int) -> None:
+        self._quarantined.labels(family.value).set(services)
+
+    def lock_waited(self, family: Family, seconds: float) -> None:
+        self._lock_wait.labels(family.value).inc(seconds)
+
+    def repaired(self, family: Family, rules: int = 1) -> None:
+        self._repairs.labels(family.value).inc(rules)
+
+    def follow_packets(self, name: str, text: str, read: Callable[[], int | None]) -> None:
+        """Add a counter that *read* tells at every scrape; absent while it returns ``None``.
+
+        For nfacct: ``kubeproxy_iptables_ct_state_invalid_dropped_packets`` and
+        ``kubeproxy_iptables_localhost_nodeports_accepted_packets`` (``_total`` is added).
+        """
+        self.registry.register(_Packets(name, f"[ALPHA] {text}", read))
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, f"[ALPHA] {text}", _FAMILY, buckets=_BUCKETS, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: list[str] = _FAMILY) -> Gauge:
+        return Gauge(name, f"[ALPHA] {text}", labels, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: list[str] = _FAMILY) -> Counter:
+        return Counter(name, f"[ALPHA] {text}", labels, registry=self.registry)
+
+
+class _Packets(Collector):
+    def __init__(self, name: str, text: str, read: Callable[[], int | None]) -> None:
+        self._name = name
+        self._text = text
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        packets = self._read()
+        if packets is not None:
+            yield CounterMetricFamily(self._name, self._text, value=packets)
+
+    def describe(self) -> Iterable[Metric]:
+        """Without this, registering would read the kernel."""
+        yield CounterMetricFamily(self._name, self._text)

@@ -1,0 +1,175 @@
+"""What follows from a pass: health, metrics, Events, health check ports, stale UDP flows.
+
+Called on the sync thread, so nothing in here waits: slow work goes to threads of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import structlog
+
+from pykubeproxy.host.conntrack import remove_stale
+from pykubeproxy.metrics import Metrics
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.objects import Kind, Node, ServiceKey
+from pykubeproxy.serve.health import HealthServer, now
+from pykubeproxy.serve.service_health import ServiceHealth
+from pykubeproxy.serve.status import Status
+from pykubeproxy.sync.flows import FlowTable, Scope
+from pykubeproxy.sync.reconciler import Reconciler, Report
+from pykubeproxy.watch.events import Happening
+from pykubeproxy.watch.source import Event, Replaced
+
+__all__ = ["FlowCleaner", "Reactions"]
+
+log = structlog.get_logger(__name__)
+
+Removal = tuple[Family, FlowTable, Scope]
+
+
+class FlowCleaner:
+    """Removes stale UDP flows on a thread of its own, one request after the other."""
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._queue: SimpleQueue[Removal | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="conntrack", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what is queued and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def submit(self, family: Family, table: FlowTable, scope: Scope) -> None:
+        self._queue.put((family, table, scope))
+
+    def _run(self) -> None:
+        while (removal := self._queue.get()) is not None:
+            family, table, scope = removal
+            started = self._clock()
+            removed = remove_stale(family, table, scope)
+            seconds = self._clock() - started
+            self._metrics.conntrack_ran(family, seconds, removed.deleted)
+            if removed.deleted:
+                log.info(
+                    "stale UDP flows removed",
+                    family=family.value,
+                    removed=removed.deleted,
+                    looked_at=removed.listed,
+                )
+
+
+class Reactions:
+    """The `pykubeproxy.loop.Listener` of the daemon."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        health: HealthServer,
+        status: Status,
+        service_health: Mapping[Family, ServiceHealth],
+        cleaner: FlowCleaner,
+        record: Callable[[Happening], None],
+    ) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._status = status
+        self._service_health = service_health
+        self._cleaner = cleaner
+        self._record = record
+        self._publish(status)
+
+    def received(self, event: Event) -> None:
+        count = len(event.objects) if isinstance(event, Replaced) else 1
+        match event.kind:
+            case Kind.SERVICE:
+                self._metrics.service_changes(count)
+            case Kind.ENDPOINT_SLICE:
+                self._metrics.endpoint_changes(count)
+            case Kind.NODE | Kind.SERVICE_CIDR:
+                pass
+
+    def node_changed(self, node: Node | None) -> None:
+        self._publish(self._status.with_node(node))
+
+    def requested(self, families: Iterable[Family]) -> None:
+        status = self._status
+        moment = now()
+        for family in families:
+            status = status.with_queued(family, moment)
+            self._metrics.sync_queued(family, moment.unix_seconds)
+        self._publish(status)
+
+    def synced(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
+        family = report.family
+        self._count(reconciler, report, seconds)
+        for entry in report.quarantined:
+            self._record(
+                Happening(
+                    "FailedToProgramService",
+                    "Quarantine",
+                    f"the kernel refuses the {family.value} rules of this Service on this node; "
+                    f"tried again in {entry.retry_seconds:g} s: {entry.detail}",
+                    service=entry.owner if entry.owner.name and entry.owner.namespace else None,
+                )
+            )
+        if not report.succeeded:
+            return
+        moment = now()
+        self._publish(self._status.with_updated(family, moment))
+        self._metrics.sync_succeeded(family, moment.unix_seconds)
+        self._metrics.no_local_endpoints(family, *reconciler.no_local_endpoints)
+        if family in self._service_health:
+            self._service_health[family].sync(reconciler.health_checks)
+        scope = reconciler.flows.take_scope()
+        if scope is not None:
+            self._cleaner.submit(family, reconciler.flows.table(scope), scope)
+
+    def _count(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
+        family = report.family
+        self._metrics.sync_ended(family, seconds)
+        self._metrics.quarantined(family, len(reconciler.quarantined))
+        for outcome, count in report.outcomes.items():
+            for _ in range(count):
+                self._metrics.transaction(family, outcome)
+                if outcome != "applied":
+                    self._metrics.restore_failed(family)
+        for table, rules in report.rules.items():
+            self._metrics.rules_written(family, table, rules)
+
+    def repairing(self, family: Family) -> None:
+        self._metrics.repaired(family)
+        self._record(
+            Happening(
+                "RulesFlushed",
+                "Repair",
+                f"another program removed this proxy's {family.value} rules; "
+                "they are written again",
+            )
+        )
+
+    def port_refused(self, service: ServiceKey, port: int, reason: str) -> None:
+        """A health check node port could not be opened; tried again at the next sync."""
+        log.error(
+            "health check node port not opened", service=str(service), port=port, reason=reason
+        )
+        self._record(
+            Happening(
+                "FailedToStartServiceHealthcheck",
+                "Listen",
+                f'failed to start healthcheck "{service}" on port {port}: {reason}',
+                service=service,
+            )
+        )
+
+    def _publish(self, status: Status) -> None:
+        self._status = status
+        self._health.publish(status)

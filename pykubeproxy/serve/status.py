@@ -1,0 +1,81 @@
+"""Is the proxy healthy, and may this node get traffic: values that the health servers answer from.
+
+A `Status` is immutable. The sync thread builds the next one and publishes it; servers only read.
+Time is an argument: each `Instant` has the wall clock for display and a steady one for deciding,
+so a clock that is set forward does not make a node unhealthy.
+Rules: kube-proxy's pkg/proxy/healthcheck/proxy_health.go.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec import Struct, structs
+
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.objects import Node
+
+__all__ = ["AUTOSCALER_TAINT", "FamilyStatus", "Instant", "Status"]
+
+AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
+
+
+class Instant(NamedTuple):
+    """One reading of both clocks."""
+
+    unix_seconds: float
+    steady_seconds: float
+
+
+class FamilyStatus(Struct, frozen=True):
+    """``queued`` is the oldest change that is not applied yet, ``updated`` the last success."""
+
+    updated: Instant | None = None
+    queued: Instant | None = None
+
+
+class Status(Struct, frozen=True):
+    """``stale_after_seconds`` is 2 x syncPeriod: how long a change may wait."""
+
+    stale_after_seconds: float
+    families: dict[Family, FamilyStatus] = {}
+    node_eligible: bool = False  # until the Node has been seen
+
+    def with_queued(self, family: Family, now: Instant) -> Status:
+        """A change waits to be applied; an older one that still waits keeps its time."""
+        known = self.families.get(family, FamilyStatus())
+        if known.queued is not None:
+            return self
+        return self._with(family, structs.replace(known, queued=now))
+
+    def with_updated(self, family: Family, now: Instant) -> Status:
+        """Everything is applied: the loop began, or a pass succeeded."""
+        return self._with(family, FamilyStatus(updated=now))
+
+    def with_node(self, node: Node | None) -> Status:
+        """The own Node was seen; ``None`` (deleted) changes nothing, as upstream."""
+        if node is None:
+            return self
+        leaving = node.metadata.deletion_timestamp is not None or any(
+            taint.key == AUTOSCALER_TAINT for taint in node.spec.taints or ()
+        )
+        return structs.replace(self, node_eligible=not leaving)
+
+    def family_is_healthy(self, family: Family, now: Instant) -> bool:
+        queued = self.families.get(family, FamilyStatus()).queued
+        if queued is None:
+            return True
+        return now.steady_seconds - queued.steady_seconds < self.stale_after_seconds
+
+    def is_healthy(self, now: Instant) -> bool:
+        """No family has a change that waits too long. Says nothing about the node."""
+        return all(self.family_is_healthy(family, now) for family in self.families)
+
+    def last_updated(self) -> Instant | None:
+        """The latest success of any family."""
+        return max(
+            (known.updated for known in self.families.values() if known.updated), default=None
+        )
+
+    def _with(self, family: Family, known: FamilyStatus) -> Status:
+        return structs.replace(self, families={**self.families, family: known})

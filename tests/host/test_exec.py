@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+from pykubeproxy.host.exec import Finished, Killed, NotStarted, TimedOut, run
+
+
+def test_output_and_status_come_back():
+    assert run(["sh", "-c", "cat; echo oops >&2; exit 3"], b"in", 10) == Finished(
+        3, b"in", b"oops\n"
+    )
+
+
+def test_the_complaint_is_text():
+    assert Finished(1, b"", b" bad \xff\n").complaint == "bad \ufffd"
+
+
+def test_no_input_is_an_empty_one():
+    assert run(["cat"], None, 10) == Finished(0, b"", b"")
+
+
+def test_a_missing_tool_is_not_started():
+    assert run(["no-such-tool-at-all"], None, 10) == NotStarted(
+        "no-such-tool-at-all: No such file or directory"
+    )
+
+
+def test_a_file_that_is_no_program_is_not_started():
+    assert run(["/etc/passwd"], None, 10) == NotStarted("/etc/passwd: Permission denied")
+
+
+def test_a_slow_tool_and_its_children_are_killed(tmp_path):
+    fifo = tmp_path / "held"
+    os.mkfifo(fifo)
+    held = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    result = run(["sh", "-c", f"sleep 1000 >{fifo} & wait"], None, 0.2)
+    assert result == TimedOut(0.2, b"")
+    # End of file comes when the last process that can write is gone.
+    assert select.select([held], [], [], 10) == ([held], [], [])
+    assert os.read(held, 1) == b""
+    os.close(held)
+
+
+def test_a_tool_killed_from_outside_is_told_apart():
+    assert run(["sh", "-c", "kill -9 $$"], None, 10) == Killed(signal.SIGKILL, b"")
+
+
+def test_the_tool_speaks_english_and_finds_sbin():
+    result = run(["sh", "-c", 'printf %s "$LC_ALL $PATH"'], None, 10)
+    assert isinstance(result, Finished)
+    assert result.stdout.startswith(b"C ")
+    assert b"/usr/sbin" in result.stdout
+
+
+def test_large_input_and_output_do_not_block_each_other():
+    data = bytes(20_000_000)
+    assert run(["cat"], data, 60) == Finished(0, data, b"")
+
+
+def test_a_tool_that_does_not_read_its_input_is_no_fault():
+    assert run(["true"], bytes(1_000_000), 10) == Finished(0, b"", b"")

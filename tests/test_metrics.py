@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+from prometheus_client.exposition import generate_latest
+
+from pykubeproxy.metrics import Metrics
+from pykubeproxy.model.kinds import Family
+
+V4 = Family.IPV4
+FAMILY = {"ip_family": "IPv4"}
+
+
+@pytest.mark.parametrize(
+    ("act", "name", "labels", "expected"),
+    [
+        (lambda m: m.sync_ended(V4, 0.5), "kubeproxy_sync_proxy_rules_duration_seconds_sum",
+         FAMILY, 0.5),
+        (lambda m: m.sync_succeeded(V4, 7.0),
+         "kubeproxy_sync_proxy_rules_last_timestamp_seconds", FAMILY, 7.0),
+        (lambda m: m.sync_queued(V4, 7.0),
+         "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", FAMILY, 7.0),
+        (lambda m: m.rules_owned(V4, "nat", 9), "kubeproxy_sync_proxy_rules_iptables_total",
+         {**FAMILY, "table": "nat"}, 9),
+        (lambda m: m.rules_written(V4, "nat", 3), "kubeproxy_sync_proxy_rules_iptables_last",
+         {**FAMILY, "table": "nat"}, 3),
+        (lambda m: m.rules_written(V4, "nat", 3), "pykubeproxy_rules_written_total", FAMILY, 3),
+        (lambda m: m.restore_failed(V4),
+         "kubeproxy_sync_proxy_rules_iptables_restore_failures_total", FAMILY, 1),
+        (lambda m: m.endpoint_changes(4), "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+         {}, 4),
+        (lambda m: m.service_changes(), "kubeproxy_sync_proxy_rules_service_changes_total", {}, 1),
+        (lambda m: m.no_local_endpoints(V4, 1, 2),
+         "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+         {**FAMILY, "traffic_policy": "external"}, 2),
+        (lambda m: m.conntrack_ran(V4, 0.1, 0),
+         "kubeproxy_conntrack_reconciler_deleted_entries_total", FAMILY, 0),
+        (lambda m: m.conntrack_ran(V4, 0.1, 0),
+         "kubeproxy_conntrack_reconciler_sync_duration_seconds_count", FAMILY, 1),
+        (lambda m: m.health_answered("healthz", 503), "kubeproxy_proxy_healthz_total",
+         {"code": "503"}, 1),
+        (lambda m: m.health_answered("livez", 200), "kubeproxy_proxy_livez_total",
+         {"code": "200"}, 1),
+        (lambda m: m.quarantined(V4, 2), "pykubeproxy_services_quarantined", FAMILY, 2),
+        (lambda m: m.lock_waited(V4, 0.5), "pykubeproxy_xtables_lock_wait_seconds_total",
+         FAMILY, 0.5),
+        (lambda m: m.repaired(V4), "pykubeproxy_repairs_total", FAMILY, 1),
+        (lambda m: m.transaction(V4, "applied"), "pykubeproxy_transactions_total",
+         {**FAMILY, "outcome": "applied"}, 1),
+    ],
+)  # fmt: skip
+def test_an_event_shows_under_its_name(act, name, labels, expected):
+    metrics = Metrics()
+    act(metrics)
+    assert expected == metrics.registry.get_sample_value(name, labels)
+
+
+def test_labelled_series_appear_with_their_first_update():
+    assert b'ip_family="' not in generate_latest(Metrics().registry)
+
+
+def test_two_sets_do_not_share_anything():
+    one, two = Metrics(), Metrics()
+    one.service_changes()
+    name = "kubeproxy_sync_proxy_rules_service_changes_total"
+    assert two.registry.get_sample_value(name) == 0
+
+
+@pytest.mark.parametrize(("packets", "expected"), [(5, 5), (None, None)])
+def test_kernel_counters_are_read_at_each_scrape(packets, expected):
+    metrics = Metrics()
+    metrics.follow_packets("kubeproxy_x_packets", "text", lambda: packets)
+    assert expected == metrics.registry.get_sample_value("kubeproxy_x_packets_total")
