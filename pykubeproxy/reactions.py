@@ -38,6 +38,7 @@ class FlowCleaner:
         self._metrics = metrics
         self._clock = clock
         self._queue: SimpleQueue[Removal | None] = SimpleQueue()
+        self._failed: dict[Family, SimpleQueue[Scope]] = {f: SimpleQueue() for f in Family}
         self._thread = Thread(target=self._run, name="conntrack", daemon=True)
 
     def start(self) -> None:
@@ -51,6 +52,13 @@ class FlowCleaner:
     def submit(self, family: Family, table: FlowTable, scope: Scope) -> None:
         self._queue.put((family, table, scope))
 
+    def take_failed(self, family: Family) -> list[Scope]:
+        """Take what could not be looked at, to be asked for again."""
+        failed = []
+        while not self._failed[family].empty():
+            failed.append(self._failed[family].get())
+        return failed
+
     def _run(self) -> None:
         while (removal := self._queue.get()) is not None:
             family, table, scope = removal
@@ -58,6 +66,8 @@ class FlowCleaner:
             removed = remove_stale(family, table, scope)
             seconds = self._clock() - started
             self._metrics.conntrack_ran(family, seconds, removed.deleted)
+            if not removed.complete:
+                self._failed[family].put(scope)
             if removed.deleted:
                 log.info(
                     "stale UDP flows removed",
@@ -129,6 +139,8 @@ class Reactions:
         self._metrics.no_local_endpoints(family, *reconciler.no_local_endpoints)
         if family in self._service_health:
             self._service_health[family].sync(reconciler.health_checks)
+        for failed in self._cleaner.take_failed(family):
+            reconciler.flows.give_back(failed)
         scope = reconciler.flows.take_scope()
         if scope is not None:
             self._cleaner.submit(family, reconciler.flows.table(scope), scope)

@@ -91,9 +91,7 @@ def service(
     proxy_name: str | None = None,
 ) -> Service:
     """A Service; a bare number among *ports* is an unnamed TCP port."""
-    ingress = tuple(
-        LoadBalancerIngress(ip=vip) if isinstance(vip, str) else vip for vip in vips
-    )
+    ingress = tuple(LoadBalancerIngress(ip=vip) if isinstance(vip, str) else vip for vip in vips)
     affinity = None
     if affinity_seconds is not None:
         affinity = SessionAffinityConfig(client_ip=ClientIPConfig(affinity_seconds))
@@ -182,9 +180,7 @@ def node(
 ) -> Node:
     return Node(
         metadata=NodeMeta(name=name, labels=None if zone is None else NodeLabels(zone=zone)),
-        spec=NodeSpec(
-            pod_cidrs=tuple(pod_cidrs) or None, taints=tuple(map(Taint, taints)) or None
-        ),
+        spec=NodeSpec(pod_cidrs=tuple(pod_cidrs) or None, taints=tuple(map(Taint, taints)) or None),
         status=NodeStatus(tuple(NodeAddress("InternalIP", address) for address in addresses)),
     )
 

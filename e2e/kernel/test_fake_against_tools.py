@@ -89,9 +89,7 @@ def line_named(stderr: str) -> str | None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_fake_agrees_with_the_tools(
-    lab: Lab, case: Case, version: int, variant: str
-) -> None:
+def test_the_fake_agrees_with_the_tools(lab: Lab, case: Case, version: int, variant: str) -> None:
     real = Real(lab, variant, version)
     real.clear()
     for step in (BASE, *case.steps[:-1]):

@@ -80,6 +80,7 @@ class Lab:
             if role in ("node", "far"):
                 values |= wiring.node_sysctls()
             self.sysctl(role, values)
+            self.sysctl(role, wiring.SYSCTLS_IF_PRESENT, if_present=True)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(self._configure, wiring.NAMESPACES))
         if self._serve:
@@ -183,12 +184,14 @@ class Lab:
         self._processes.append(process)
         return process
 
-    def sysctl(self, role: str, values: dict[str, str]) -> None:
+    def sysctl(self, role: str, values: dict[str, str], *, if_present: bool = False) -> None:
         """Write sysctls in a namespace; the names with slashes, as under /proc/sys."""
 
         def work() -> None:
             for name, value in values.items():
-                Path("/proc/sys", name).write_text(value)
+                path = Path("/proc/sys", name)
+                if path.exists() or not if_present:
+                    path.write_text(value)
 
         self._running.run_in(role, work)
 

@@ -15,6 +15,7 @@ import ctypes
 import errno
 import heapq
 import os
+import resource
 import selectors
 import socket
 import struct
@@ -100,6 +101,9 @@ class Traffic:
     """
 
     def __init__(self, namespaces: dict[str, int]) -> None:
+        # A table of probes that time out holds its sockets all at once.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16), hard))
         self._namespaces = namespaces
         self._selector = selectors.DefaultSelector()
         self._jobs: deque[Callable[[], None]] = deque()

@@ -19,7 +19,7 @@ from e2e.lab.addresses import (
     address_of,
 )
 
-__all__ = ["NAMESPACES", "SYSCTLS", "links", "node_sysctls", "rules", "setup"]
+__all__ = ["NAMESPACES", "SYSCTLS", "SYSCTLS_IF_PRESENT", "links", "node_sysctls", "rules", "setup"]
 
 UNDERLAY = ("node", "far", "client")
 NAMESPACES = ("net", *UNDERLAY, *PODS)
@@ -44,6 +44,11 @@ SYSCTLS = {
     # A table of refused probes is a burst of ICMP errors; none may be held back.
     "net/ipv4/icmp_ratelimit": "0",
     "net/ipv6/icmp/ratelimit": "0",
+}
+# Per namespace only in newer kernels; older ones have one limit for the whole machine.
+SYSCTLS_IF_PRESENT = {
+    "net/ipv4/icmp_msgs_per_sec": "1000000",
+    "net/ipv4/icmp_msgs_burst": "100000",
 }
 
 
@@ -89,7 +94,8 @@ def links(name: Callable[[str], str]) -> str:
     for index, pod in enumerate(PODS, start=111):
         host = "node" if pod in LOCAL_PODS else "far"
         lines.append(
-            f"link add veth-{pod} index {index} address {_host_side_mac(pod)} netns {name(host)} type veth"
+            f"link add veth-{pod} index {index} address {_host_side_mac(pod)}"
+            f" netns {name(host)} type veth"
             f" peer name eth0 address {_pod_mac(pod)} netns {name(pod)}"
         )
     return "\n".join(lines) + "\n"
@@ -137,9 +143,7 @@ def _station(role: str) -> list[str]:
     lines = [f"link set {UPLINK} up"]
     for version, prefix in ((4, 24), (6, 64)):
         nodad = " nodad" if version == 6 else ""
-        lines.append(
-            f"addr add {address_of(role, version)}/{prefix} dev {UPLINK}{nodad}"
-        )
+        lines.append(f"addr add {address_of(role, version)}/{prefix} dev {UPLINK}{nodad}")
         lines += [
             f"neigh add {address_of(other, version)} lladdr {_uplink_mac(other)} dev {UPLINK}"
             for other in _UNDERLAY_MAC

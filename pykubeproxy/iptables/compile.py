@@ -341,7 +341,7 @@ class _RouteCompiler:
             self.objects[Chain("nat", self._svl)] = head.get(self._svl, ()) + self._pick_rules(
                 route.local_endpoints
             )
-        for endpoint in {*route.cluster_endpoints, *route.local_endpoints}:
+        for endpoint in dict.fromkeys((*route.cluster_endpoints, *route.local_endpoints)):
             self.objects[Chain("nat", self._sep(endpoint))] = self._endpoint_rules(endpoint)
 
     def _masquerade_rules(self) -> dict[str, Rules]:

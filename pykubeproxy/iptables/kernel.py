@@ -175,7 +175,10 @@ class XtablesDataplane:
             match self._run(self._tools.restore(), text, limit):
                 case Finished(0, _, _):
                     return Applied(lines, len(text), rules)
-                case Finished(status, _, stderr) if status == EXIT_LOCKED:
+                # iptables-nft says "resource problem" of a refused line as well, and names it.
+                case Finished(status, _, stderr) if (
+                    status == EXIT_LOCKED and refused_line(_text(stderr)) is None
+                ):
                     said = _text(stderr)
                     locked = "xtables lock" in said
                     if not locked and attempt >= BUSY_TRIES:

@@ -53,6 +53,10 @@ class Tracker(Generic[K, V]):
             self._wanted[owner] = objects
             self._ranks[owner] = age
             self._claim(owner, age, objects)
+            # A leftover that is wanted again: written by its new owner, no longer removed.
+            if leftover := self._applied.get(STRAYS):
+                for key in leftover.keys() & objects.keys():
+                    del leftover[key]
         else:
             self._wanted.pop(owner, None)
             self._ranks.pop(owner, None)

@@ -297,11 +297,21 @@ class Reflector:
 class KubernetesSource:
     """A `Source` that follows *kinds* on one API server; only the node *node_name* is followed."""
 
-    def __init__(self, client: ClosableApi, node_name: str, kinds: Iterable[Kind]) -> None:
-        """Take over *client*: `stop` closes it, for every user of it."""
+    def __init__(
+        self,
+        client: ClosableApi,
+        node_name: str,
+        kinds: Iterable[Kind],
+        rng: Random | None = None,
+    ) -> None:
+        """Take over *client*: `stop` closes it, for every user of it.
+
+        *rng* spreads pauses and the lengths of watches.
+        """
         self.kinds = frozenset(kinds)
         self._client = client
         self._node_name = node_name
+        self._rng = rng
         self._stopping = threading.Event()
         self._reflectors: tuple[Reflector, ...] = ()
         self._threads: tuple[threading.Thread, ...] = ()
@@ -314,6 +324,7 @@ class KubernetesSource:
                 Target(kind, RESOURCES[kind], selectors(kind, self._node_name)),
                 sink,
                 wait=self._stopping.wait,
+                rng=self._rng,
             )
             for kind in sorted(self.kinds)
         )

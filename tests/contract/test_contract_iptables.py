@@ -14,13 +14,14 @@ from pykubeproxy.iptables.kernel import XtablesDataplane
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
-from pykubeproxy.model.node import describe_node, localhost_serves_nodeports
+from pykubeproxy.sync.context import describe_node, localhost_serves_nodeports
 from pykubeproxy.sync.reconciler import Reconciler
 from pykubeproxy.sync.store import Store
 from tests.contract.cases import WORLDS
 from tests.contract.tracer import Fate, Outcome, Sent, trace
 from tests.contract.world import (
     ADDRESS_OF,
+    BOUND_ADDRESSES,
     DROP,
     INTERFACE_OF,
     NOT_A_SERVICE,
@@ -36,11 +37,10 @@ from tests.contract.world import (
 from tests.fakes.xtables import Xtables
 
 FATES = {REJECT: "reject", DROP: "drop", NOT_A_SERVICE: "untouched"}
-NODE_ADDRESSES = ("127.0.0.1", "192.0.2.10", "203.0.113.250")
 
 
 def local_addresses(family: Family) -> frozenset[str]:
-    return frozenset(address(each, family) for each in NODE_ADDRESSES)
+    return frozenset(address(each, family) for each in BOUND_ADDRESSES)
 
 
 def kernel_after(world: World, family: Family, *, counters: bool) -> Xtables:
@@ -65,9 +65,7 @@ def kernel_after(world: World, family: Family, *, counters: bool) -> Xtables:
     store = Store()
     for obj in (world.node_object(), *watched(world.objects(family))):
         store.put(obj)
-    context = describe_node(
-        config, "node", store.node, sorted(local_addresses(family)), family
-    )
+    context = describe_node(config, "node", store.node, sorted(local_addresses(family)), family)
     report = reconciler.run(store.take(), store, context)
     assert report.succeeded, report.detail
     return kernel

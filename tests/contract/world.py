@@ -24,6 +24,7 @@ from tests.build import node
 
 __all__ = [
     "ADDRESS_OF",
+    "BOUND_ADDRESSES",
     "DROP",
     "INTERFACE_OF",
     "LOCALHOST",
@@ -66,6 +67,7 @@ ADDRESS_OF = {
 }
 NODE_ADDRESS = "192.0.2.10"
 LOCALHOST = "127.0.0.1"
+BOUND_ADDRESSES = (LOCALHOST, NODE_ADDRESS, "203.0.113.250")  # what the node answers for itself
 NODE_PORTS_PER_WORLD = 20
 VIPS_PER_WORLD = 4
 
@@ -95,6 +97,7 @@ _CIDRS = {
     "203.0.113.0/24": "2001:db8:113::/64",
     "0.0.0.0/0": "::/0",
 }
+_LENGTHS = {32: 128, 24: 64, 16: 31, 0: 0}
 
 
 def address(text: str, family: Family) -> str:
@@ -110,30 +113,30 @@ def address(text: str, family: Family) -> str:
             mapped = build(*match.groups())
             if re.search(r"(^|\.)0\d", host):  # sloppy stays sloppy: long groups in upper case
                 mapped = ":".join(g.zfill(4) if g else g for g in mapped.upper().split(":"))
-            return text.replace(bare, mapped + (f"/{int(length) + 96}" if slash else ""))
+            return text.replace(bare, mapped + (f"/{_LENGTHS[int(length)]}" if slash else ""))
     return text
 
 
 class Place(NamedTuple):
     """Where in a shared cluster a world lives; place 0 is as written."""
 
-    index: int = 0
+    number: int = 0
 
     def namespace(self, family: Family) -> str:
-        return f"world-{self.index}-{family.lower()}"
+        return f"world-{self.number}-{family.lower()}"
 
     def ip(self, text: str) -> str:
         """Move a cluster IP (10.96.0.x) or an external one (203.0.113.1-3)."""
         match = re.fullmatch(r"(0*10\.0*96\.)0+(\.0*\d+)", text)
-        if match and self.index:
-            return f"{match[1]}{self.index}{match[2]}"
+        if match and self.number:
+            return f"{match[1]}{self.number}{match[2]}"
         match = re.fullmatch(r"(203\.0\.113\.)(\d+)", text)
         if match and int(match[2]) < VIPS_PER_WORLD:
-            return f"{match[1]}{int(match[2]) + VIPS_PER_WORLD * self.index}"
+            return f"{match[1]}{int(match[2]) + VIPS_PER_WORLD * self.number}"
         return text
 
     def node_port(self, number: int) -> int:
-        return number + NODE_PORTS_PER_WORLD * self.index if number >= 30000 else number
+        return number + NODE_PORTS_PER_WORLD * self.number if number >= 30000 else number
 
 
 # --- packets -----------------------------------------------------------------------------------
@@ -233,7 +236,6 @@ class Settings(Struct, frozen=True):
     nodeport_addresses: tuple[str, ...] = ()
     localhost_nodeports: bool = True
     zone: str | None = "zone-a"
-
 
     def flags(self) -> list[str]:
         """These settings as command line flags, for both families at once."""

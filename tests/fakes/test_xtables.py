@@ -117,12 +117,25 @@ def test_work_is_counted() -> None:
     fake.run(RESTORE, PUT)
     fake.run(["iptables-save"])
     fake.run(["iptables", "-w", "5", "-t", "nat", "-S"])
-    assert {"iptables-restore": 1, "iptables-save": 1, "iptables": 1} == dict(fake.calls)
+    expected = {"iptables-restore": 1, "iptables-save": 1, "iptables": 1}
+    assert expected == dict(fake.calls)
     assert (4, len(PUT)) == (fake.lines, fake.bytes)
 
 
 def test_words_with_blanks_survive_as_arguments() -> None:
     fake = Xtables()
-    fake.run(RESTORE, b'*nat\n:ONE - [0:0]\n-A ONE -m comment --comment "a b/c" -j RETURN\nCOMMIT\n')
+    fake.run(
+        RESTORE, b'*nat\n:ONE - [0:0]\n-A ONE -m comment --comment "a b/c" -j RETURN\nCOMMIT\n'
+    )
     argv = shlex.split('iptables -t nat -C ONE -m comment --comment "a b/c" -j RETURN')
     assert fake.run(argv) == Finished(0, b"", b"")
+
+
+def test_a_planned_refusal_names_the_line_it_was_waiting_for() -> None:
+    fake = Xtables()
+    fake.fail(Fault.REFUSE, "10.0.0.5", times=None)
+    done = fake.run(RESTORE, PUT)
+    assert isinstance(done, Finished)
+    assert b"line 3 failed" in done.stderr
+    fake.heal()
+    assert fake.run(RESTORE, PUT) == Finished(0, b"", b"")

@@ -88,8 +88,10 @@ _TARGETS: dict[str, frozenset[str]] = {
 }
 _REJECT_WITH = {
     4: ("icmp-port-unreachable", {"icmp-port-unreachable", "icmp-host-unreachable", "tcp-reset"}),
-    6: ("icmp6-port-unreachable", {"icmp6-port-unreachable", "icmp6-addr-unreachable",
-                                   "tcp-reset"}),
+    6: (
+        "icmp6-port-unreachable",
+        {"icmp6-port-unreachable", "icmp6-addr-unreachable", "tcp-reset"},
+    ),
 }
 _FLAGS = frozenset({"--set", "--rcheck", "--update", "--reap", "--rsource", "--random-fully"})
 _MATCHES: dict[str, tuple[str, ...]] = {
@@ -102,17 +104,46 @@ _MATCHES: dict[str, tuple[str, ...]] = {
     "mark": ("--mark",),
     "addrtype": ("--src-type", "--dst-type"),
     "statistic": ("--mode", "--probability"),
-    "recent": ("--set", "--rcheck", "--update", "--seconds", "--reap", "--name", "--mask",
-               "--rsource"),
+    "recent": (
+        "--set",
+        "--rcheck",
+        "--update",
+        "--seconds",
+        "--reap",
+        "--name",
+        "--mask",
+        "--rsource",
+    ),
     "nfacct": ("--nfacct-name",),
 }
 _STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT")
 _ADDRESS_TYPES = frozenset({"LOCAL", "UNICAST", "BROADCAST", "MULTICAST", "UNREACHABLE"})
-_PROTOCOLS = {"tcp": "tcp", "udp": "udp", "sctp": "sctp", "6": "tcp", "17": "udp", "132": "sctp",
-              "icmp": "icmp", "ipv6-icmp": "ipv6-icmp", "icmpv6": "ipv6-icmp", "all": ""}
-_BASIC = {"-s": "-s", "--source": "-s", "--src": "-s", "-d": "-d", "--destination": "-d",
-          "--dst": "-d", "-i": "-i", "--in-interface": "-i", "-o": "-o", "--out-interface": "-o",
-          "-p": "-p", "--protocol": "-p"}
+_PROTOCOLS = {
+    "tcp": "tcp",
+    "udp": "udp",
+    "sctp": "sctp",
+    "6": "tcp",
+    "17": "udp",
+    "132": "sctp",
+    "icmp": "icmp",
+    "ipv6-icmp": "ipv6-icmp",
+    "icmpv6": "ipv6-icmp",
+    "all": "",
+}
+_BASIC = {
+    "-s": "-s",
+    "--source": "-s",
+    "--src": "-s",
+    "-d": "-d",
+    "--destination": "-d",
+    "--dst": "-d",
+    "-i": "-i",
+    "--in-interface": "-i",
+    "-o": "-o",
+    "--out-interface": "-o",
+    "-p": "-p",
+    "--protocol": "-p",
+}
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -192,15 +223,14 @@ class _Parser:
         self.basic[option] = Condition("", option, value, negated)
 
     def match_option(self, option: str, negated: bool) -> None:
-        for name, options in reversed(self.loaded):
-            if option in _MATCHES[name]:
-                break
-        else:
+        found = next((each for each in reversed(self.loaded) if option in _MATCHES[each[0]]), None)
+        if found is None:
             protocol = self.basic.get("-p")
             if protocol is None or option not in _MATCHES.get(protocol.value, ()):
                 raise _usage(f'unknown option "{option}"')
-            name, options = protocol.value, {}
-            self.loaded.append((name, options))
+            found = (protocol.value, {})
+            self.loaded.append(found)
+        name, options = found
         if option in options:
             raise _usage(f'{name}: option "{option}" can only be used once')
         value = "" if option in _FLAGS else self.value(option)
@@ -293,10 +323,10 @@ class _Parser:
             options.setdefault("--mask", Condition("recent", "--mask", mask))
             options.setdefault("--rsource", Condition("recent", "--rsource"))
             if "--reap" in options and "--seconds" not in options:
-                raise _usage("recent: option \"--reap\" also requires \"--seconds\"")
+                raise _usage('recent: option "--reap" also requires "--seconds"')
         elif name == "statistic":
             if "--mode" not in options or "--probability" not in options:
-                raise _usage("statistic: option \"--mode\" must be specified")
+                raise _usage('statistic: option "--mode" must be specified')
         elif name in ("comment", "mark", "nfacct", "conntrack") and not options:
             raise _usage(f"{name}: you must specify an option")
         elif name == "addrtype" and not options:
@@ -462,6 +492,7 @@ class _Planned(Struct):
     fault: Fault
     when: Callable[[list[str], str], bool]
     times: int | None
+    text: str = ""
 
 
 class Xtables:
@@ -483,6 +514,7 @@ class Xtables:
         self.inputs: list[str] = []
         self.locked = lock
         self._planned: list[_Planned] = []
+        self._trigger = ""
 
     # --- faults and looks ---
 
@@ -494,11 +526,12 @@ class Xtables:
     ) -> None:
         """Plan a fault for the next *times* restore runs (``None``: all) that match.
 
-        *when* is a predicate over arguments and input, or text that the input contains.
+        *when* is a predicate over arguments and input, or text that the input contains (a
+        refusal then names the first line with it).
         """
         if isinstance(when, str):
             wanted = when
-            self._planned.append(_Planned(fault, lambda _, text: wanted in text, times))
+            self._planned.append(_Planned(fault, lambda _, text: wanted in text, times, wanted))
         else:
             self._planned.append(_Planned(fault, when, times))
 
@@ -576,8 +609,7 @@ class Xtables:
             case Fault.MISSING:
                 return NotStarted(f"{tool}: No such file or directory")
             case Fault.REFUSE:
-                line = text.splitlines().index("COMMIT") + 1
-                return Finished(1, b"", f"{tool}: line {line} failed\n".encode())
+                return self._refusal(tool, Refused(1, "told to refuse"), self._refused_at(text))
             case Fault.DIE_BEFORE:
                 return Killed(signals.SIGKILL, b"")
             case Fault.TIME_OUT_BEFORE:
@@ -589,6 +621,13 @@ class Xtables:
             return TimedOut(timeout_seconds, b"")
         return done
 
+    def _refused_at(self, text: str) -> int:
+        """The line with the text a fault waited for; the legacy tool only knows COMMIT's."""
+        lines = text.splitlines()
+        if self.nft and self._trigger:
+            return next(i for i, line in enumerate(lines, start=1) if self._trigger in line)
+        return lines.index("COMMIT") + 1
+
     def _next_fault(self, arguments: list[str], text: str) -> Fault | None:
         for planned in self._planned:
             if planned.when(arguments, text):
@@ -596,6 +635,7 @@ class Xtables:
                     planned.times -= 1
                     if planned.times <= 0:
                         self._planned.remove(planned)
+                self._trigger = planned.text
                 return planned.fault
         return None
 
@@ -824,10 +864,7 @@ class Xtables:
                 if work.name not in _TARGET_TABLES.get(rule.target, (work.name,)):
                     return f"RULE_APPEND failed (Invalid argument): rule in chain {chain}"
                 for condition in rule.conditions:
-                    if (
-                        condition.option == "--nfacct-name"
-                        and condition.value not in self.nfacct
-                    ):
+                    if condition.option == "--nfacct-name" and condition.value not in self.nfacct:
                         return (
                             f"RULE_APPEND failed (No such file or directory): rule in chain {chain}"
                         )

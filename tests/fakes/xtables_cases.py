@@ -188,9 +188,7 @@ CASES = [
     refused("refuses to delete from a missing chain", nat("-D NOPE -j RETURN")),
     refused("refuses to delete a rule that is not there", nat("-D ONE -j ACCEPT")),
     refused("refuses a jump to a missing chain", nat("-A ONE -j NOPE")),
-    refused(
-        "refuses a jump to a chain that comes later", nat("-A ONE -j LATER", "-N LATER")
-    ),
+    refused("refuses a jump to a chain that comes later", nat("-A ONE -j LATER", "-N LATER")),
     accepted(
         "a jump to a chain of the same input",
         nat(":NEW - [0:0]", "-A ONE -j NEW", "-A NEW -j TWO"),
@@ -206,8 +204,11 @@ CASES = [
         nat("-A ONE -j TWO", "-A ONE -j RETURN"),
         nat("-D ONE -j RETURN"),
     ),
-    accepted("-D finds a rule in another spelling", nat("-A ONE -j MARK --or-mark 0x00004000"),
-             nat("-D ONE -j MARK --set-xmark 0x4000/0x4000")),
+    accepted(
+        "-D finds a rule in another spelling",
+        nat("-A ONE -j MARK --or-mark 0x00004000"),
+        nat("-D ONE -j MARK --set-xmark 0x4000/0x4000"),
+    ),
     refused("refuses an input interface in OUTPUT", nat("-A OUTPUT -i eth0 -j ONE")),
     refused("refuses an output interface in PREROUTING", nat("-A PREROUTING -o eth0 -j ONE")),
     # what only the kernel sees
@@ -220,14 +221,14 @@ CASES = [
         "refuses masquerading where OUTPUT gets to it",
         nat("-A TWO -j MASQUERADE", "-A OUTPUT -j TWO"),
     ),
-    refused("refuses a loop that packets can get into",
-            nat("-A TWO -j ONE", "-A OUTPUT -j ONE")),
+    refused("refuses a loop that packets can get into", nat("-A TWO -j ONE", "-A OUTPUT -j ONE")),
     accepted("a loop that no packet can get into", nat("-A TWO -j ONE")),
     refused("refuses to drop in nat", nat("-A ONE -j DROP")),
     accepted("filter drops", filter_("-A INPUT -d $host -j DROP")),
     accepted("filter rejects", filter_("-A INPUT -d $host -j REJECT")),
-    accepted("filter rejects as asked",
-             filter_("-A INPUT -d $host -j REJECT --reject-with $refused")),
+    accepted(
+        "filter rejects as asked", filter_("-A INPUT -d $host -j REJECT --reject-with $refused")
+    ),
     # transactions
     refused("a table is all or nothing", nat("-A ONE -j ACCEPT", ":NEW - [0:0]", "-X NOPE")),
     refused("a table without COMMIT is not changed", "*nat\n-A ONE -j ACCEPT\n"),
@@ -244,15 +245,29 @@ CASES = [
     accepted("the command -N creates", ("-t", "nat", "-N", "NEW")),
     refused("the command -N refuses a second time", ("-t", "nat", "-N", "ONE")),
     accepted("the command -C finds", ("-t", "nat", "-C", "ONE", "-s", "$net", "-j", "TWO")),
-    accepted("the command -C finds another spelling", nat("-A TWO -j MARK --or-mark 0x4000"),
-             ("-t", "nat", "-C", "TWO", "-j", "MARK", "--set-xmark", "0x4000/0x4000")),
+    accepted(
+        "the command -C finds another spelling",
+        nat("-A TWO -j MARK --or-mark 0x4000"),
+        ("-t", "nat", "-C", "TWO", "-j", "MARK", "--set-xmark", "0x4000/0x4000"),
+    ),
     refused("the command -C misses", ("-t", "nat", "-C", "ONE", "-j", "TWO")),
     refused("the command -C misses a chain", ("-t", "nat", "-C", "NOPE", "-j", "TWO")),
     refused("the command -C refuses a missing target", ("-t", "nat", "-C", "ONE", "-j", "NOPE")),
-    accepted("the command -I inserts", (
-        "-t", "nat", "-I", "OUTPUT", "-m", "comment", "--comment", "kubernetes service portals",
-        "-j", "ONE",
-    )),
+    accepted(
+        "the command -I inserts",
+        (
+            "-t",
+            "nat",
+            "-I",
+            "OUTPUT",
+            "-m",
+            "comment",
+            "--comment",
+            "kubernetes service portals",
+            "-j",
+            "ONE",
+        ),
+    ),
     accepted("the command -D deletes", ("-t", "nat", "-D", "ONE", "-j", "RETURN")),
     refused("the command -D misses", ("-t", "nat", "-D", "ONE", "-j", "ACCEPT")),
     accepted("the command -S lists", ("-t", "nat", "-S", "ONE")),

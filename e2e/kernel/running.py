@@ -1,0 +1,168 @@
+"""A lab with the real daemon on its node, started, changed and stopped as a test wants."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from e2e.lab import Lab, stop
+from pykubeproxy.model.objects import WireObject
+from tests.build import manifest, node
+
+__all__ = ["REPOSITORY", "RunningDaemon", "eventually"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_PAUSE = threading.Event()  # never set: waiting for it is a pause that ends early for nobody
+
+
+def eventually(holds: Callable[[], object], what: str, seconds: float = 15.0) -> None:
+    """Wait until *holds* is true, or fail saying *what* did not come about."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        _PAUSE.wait(0.02)
+
+
+class RunningDaemon:
+    """The daemon of one *variant* on the node of *lab*, fed from a directory of manifests.
+
+    *path* is put before PATH, so that a test may stand in for the tools.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        variant: str,
+        directory: Path,
+        *flags: str,
+        path: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.lab = lab
+        self.variant = variant
+        self.manifests = directory / "manifests"
+        self.manifests.mkdir(exist_ok=True)
+        self.log = directory / "log"
+        self._flags = flags
+        self._environment = {**os.environ, **(environment or {})}
+        if path is not None:
+            self._environment["PATH"] = f"{path}:{self._environment['PATH']}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.write("node", node())
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # --- process ---
+
+    def argv(self, *flags: str) -> list[str]:
+        command = [sys.executable, "-m", "pykubeproxy", *flags]
+        return self.lab.argv("node", command)
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.argv(
+                    "--proxy-mode=iptables",
+                    f"--iptables-variant={self.variant}",
+                    "--hostname-override=node",
+                    "--cluster-cidr=10.244.0.0/16,fd00:244::/31",
+                    f"--manifests={self.manifests}",
+                    "-v=2",
+                    *self._flags,
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=REPOSITORY,
+                env=self._environment,
+            )
+        before = self.synced()
+        eventually(lambda: self.synced() > before or self._ended(), "a first sync", 30)
+        assert not self._ended(), self.text()
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        if self.process is None:
+            return 0
+        process, self.process = self.process, None
+        return stop(process, 15)
+
+    def run_to_end(self, *flags: str) -> subprocess.CompletedProcess[bytes]:
+        """Run the program once more beside, e.g. with ``--cleanup``."""
+        return subprocess.run(
+            self.argv(*flags),
+            capture_output=True,
+            cwd=REPOSITORY,
+            env=self._environment,
+            check=False,
+            timeout=60,
+        )
+
+    def _ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    # --- log ---
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def synced(self) -> int:
+        """How many passes were logged for IPv4."""
+        return len(re.findall(r" synced family=IPv4 ", self.text()))
+
+    def says(self, *words: str) -> bool:
+        """Tell whether one log line has all *words*."""
+        return any(all(w in line for w in words) for line in self.text().splitlines())
+
+    # --- objects ---
+
+    def write(self, name: str, *objects: WireObject) -> None:
+        """Put *objects* into one manifest file, atomically, as kubectl's users would."""
+        items = [manifest(obj) for obj in objects]
+        text = msgspec.json.encode({"apiVersion": "v1", "kind": "List", "items": items})
+        whole = self.manifests / f".{name}.json"
+        whole.write_bytes(text)
+        whole.rename(self.manifests / f"{name}.json")
+
+    def remove(self, name: str) -> None:
+        (self.manifests / f"{name}.json").unlink()
+
+    # --- kernel ---
+
+    def saved(self, table: str = "nat", family: int = 4) -> list[str]:
+        """Lines of iptables-save, without comments and counters."""
+        stem = "iptables" if family == 4 else "ip6tables"
+        done = self.lab.run("node", f"{stem}-{self.variant}-save", "-t", table)
+        lines = done.stdout.decode().splitlines()
+        return [re.sub(r" \[\d+:\d+\]$", "", line) for line in lines if not line.startswith("#")]
+
+    def restore(self, text: str, family: int = 4) -> None:
+        stem = "iptables" if family == 4 else "ip6tables"
+        self.lab.run("node", f"{stem}-{self.variant}-restore", "--noflush", input=text)
+
+    def chains(self, table: str = "nat", family: int = 4) -> set[str]:
+        return {line[1:].split()[0] for line in self.saved(table, family) if line[:1] == ":"}
+
+    def rules_about(self, text: str, tables: Iterable[str] = ("nat", "filter")) -> list[str]:
+        return [line for table in tables for line in self.saved(table) if text in line]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+
+from pykubeproxy.iptables.names import (
+    BASE_CHAINS,
+    CANARY_TABLES,
+    FIREWALL,
+    endpoint_hash,
+    is_service_chain,
+    port_hash,
+)
+from pykubeproxy.model.kinds import Protocol
+from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.model.route import PortKey
+
+P80 = PortKey(ServiceKey("ns1", "svc1"), "p80", Protocol.TCP)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        pytest.param(P80, "XPGD46QRK7WJZT7O", id="named port"),
+        pytest.param(
+            PortKey(ServiceKey("default", "kubernetes"), "https", Protocol.TCP),
+            "NPX46M4PTMTKRN6Y",
+            id="the API",
+        ),
+        pytest.param(
+            PortKey(ServiceKey("ns", "svc"), "", Protocol.UDP), "HMYKOXKBMOZPKJU5", id="unnamed port"
+        ),
+    ],
+)
+def test_a_port_has_the_hash_that_kube_proxy_gives_it(key, expected):
+    assert expected == port_hash(key)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        pytest.param("10.180.0.1:80", "SXIVWICOYRO3J4NJ", id="IPv4"),
+        pytest.param("[fd00:10:180::1]:80", "OGYCNMB4EMRUSJ6N", id="IPv6 with its brackets"),
+    ],
+)
+def test_an_endpoint_has_the_hash_that_kube_proxy_gives_it(endpoint, expected):
+    assert expected == endpoint_hash(P80, endpoint)
+
+
+def test_ports_that_differ_in_protocol_only_have_chains_of_their_own():
+    assert port_hash(P80) != port_hash(P80._replace(protocol=Protocol.UDP))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("KUBE-SVC-XPGD46QRK7WJZT7O", True),
+        ("KUBE-SVL-XPGD46QRK7WJZT7O", True),
+        ("KUBE-SEP-XPGD46QRK7WJZT7O", True),
+        ("KUBE-EXT-XPGD46QRK7WJZT7O", True),
+        ("KUBE-FW-XPGD46QRK7WJZT7O", True),
+        ("KUBE-SERVICES", False),
+        ("KUBE-FIREWALL", False),
+        ("KUBE-FORWARD", False),
+        ("KUBE-NODEPORTS", False),
+        ("KUBE-KUBELET-CANARY", False),
+        ("KUBE-IPTABLES-HINT", False),
+        ("CNI-SVC-1", False),
+    ],
+)
+def test_which_chains_belong_to_services(name, expected):
+    assert expected is is_service_chain(name)
+
+
+@pytest.mark.parametrize("prefix", ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-"])
+def test_chain_names_fit_the_kernel(prefix):
+    assert len(prefix + port_hash(P80)) <= 28
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        pytest.param(
+            "nat",
+            {"KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ",
+             "KUBE-PROXY-CANARY"},
+            id="nat",
+        ),
+        pytest.param(
+            "filter",
+            {"KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-NODEPORTS",
+             "KUBE-PROXY-FIREWALL", "KUBE-PROXY-CANARY"},
+            id="filter",
+        ),
+        pytest.param("mangle", {"KUBE-PROXY-CANARY"}, id="mangle"),
+    ],
+)  # fmt: skip
+def test_the_chains_that_are_ours_to_remove(table, expected):
+    assert expected == set(BASE_CHAINS[table])
+
+
+def test_the_chain_shared_with_kubelet_is_not_ours_to_remove():
+    assert not any(FIREWALL in chains for chains in BASE_CHAINS.values())
+
+
+def test_canaries_are_made_in_the_order_in_which_they_are_looked_for():
+    assert CANARY_TABLES == ("mangle", "nat", "filter")

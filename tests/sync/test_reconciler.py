@@ -1,0 +1,543 @@
+from __future__ import annotations
+
+import pytest
+
+from pykubeproxy.errors import HostError
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.node import NodeContext
+from pykubeproxy.model.objects import Kind, ObjectKey, ServiceKey
+from pykubeproxy.sync.outcome import BASE
+from pykubeproxy.sync.reconciler import Reconciler
+from pykubeproxy.sync.store import Store, Touched
+from tests.build import endpoint, port, service, slice_, slice_port
+from tests.fakes.dataplane import MemoryDataplane, PlainCompiler
+
+NODE = NodeContext("node", Family.IPV4)
+ELSEWHERE = NodeContext("node", Family.IPV4, zone="elsewhere")
+
+
+def key(name):
+    return ServiceKey("default", name)
+
+
+class World:
+    """A store, a clock and a reconciler with a dictionary for a kernel."""
+
+    def __init__(self, **dataplane_options):
+        self.now = 1000.0
+        self.node = NODE
+        self.store = Store()
+        self.kernel = MemoryDataplane(**dataplane_options)
+        self.compiler = PlainCompiler()
+        self.restart()
+
+    def restart(self):
+        self.reconciler = Reconciler(
+            Family.IPV4, self.compiler, self.kernel, clock=lambda: self.now
+        )
+
+    def put(self, *names, address="10.0.0.1", cluster_ips=None, **fields):
+        for number, name in enumerate(names, start=1):
+            ip = fields.get("cluster_ip") or f"10.96.0.{number}"
+            self.store.put(service(name, **{**fields, "cluster_ip": ip}))
+            self.store.put(slice_(name, endpoint(address)))
+        return self
+
+    def drop(self, name):
+        self.store.drop(Kind.SERVICE, ObjectKey(*key(name)))
+        self.store.drop(Kind.ENDPOINT_SLICE, ObjectKey("default", f"{name}-1"))
+
+    def run(self):
+        return self.reconciler.run(self.store.take(), self.store, self.node)
+
+    def settle(self):
+        self.run()
+        self.kernel.forget()
+        self.compiler.compiled.clear()
+        return self
+
+    def served(self):
+        """Names of services whose objects are in the kernel."""
+        return {name.partition("/")[2] for kind, name, *_ in self.fronts() if kind == "pool"}
+
+    def fronts(self):
+        return [k for k in self.kernel.objects if k != ("base",)]
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+LETTERS = "abcdefgh"
+
+# --- an ordinary pass ---
+
+
+def test_services_and_base_land_in_the_kernel(world):
+    world.put("a", "b").run()
+    assert world.kernel.objects == {
+        ("base",): ("node", ""),
+        ("pool", "default/a"): ("10.0.0.1:8080",),
+        ("front", "10.96.0.1", 80): ("default/a",),
+        ("pool", "default/b"): ("10.0.0.1:8080",),
+        ("front", "10.96.0.2", 80): ("default/b",),
+    }
+
+
+def test_a_second_pass_writes_nothing(world):
+    world.put("a", "b").settle().run()
+    assert world.kernel.transactions == []
+
+
+def test_a_pass_decides_for_touched_services_only(world):
+    world.put(*LETTERS).settle()
+    world.store.put(slice_("c", endpoint("10.0.0.9")))
+    world.run()
+    assert world.compiler.compiled == ["default/c"]
+
+
+def test_a_changed_service_alone_is_written(world):
+    world.put(*LETTERS).settle()
+    world.store.put(slice_("c", endpoint("10.0.0.9")))
+    report = world.run()
+    assert (report.objects_put, report.objects_dropped, world.kernel.written) == (1, 0, [key("c")])
+
+
+def test_a_deleted_service_leaves_the_kernel(world):
+    world.put("a", "b").settle().drop("a")
+    world.run()
+    assert world.served() == {"b"}
+
+
+def test_add_and_delete_between_passes_write_nothing(world):
+    world.settle()
+    world.put("a").drop("a")
+    world.run()
+    assert world.kernel.transactions == []
+
+
+def test_a_change_of_the_node_makes_every_service_dirty(world):
+    world.put(*LETTERS).settle()
+    world.node = ELSEWHERE
+    assert world.run().services == len(LETTERS)
+
+
+def test_a_change_of_the_node_writes_only_what_differs(world):
+    world.put(*LETTERS).settle()
+    world.node = ELSEWHERE
+    world.run()
+    assert world.kernel.written == [BASE]
+
+
+def test_the_same_node_again_makes_nothing_dirty(world):
+    world.put(*LETTERS).settle()
+    world.node = NodeContext("node", Family.IPV4)
+    assert world.run().services == 0
+
+
+def test_the_compiler_hears_the_number_of_endpoints_first(world):
+    world.put("a", "b").run()
+    assert world.compiler.endpoint_count == 2
+
+
+def test_the_number_of_endpoints_follows_deletions(world):
+    world.put("a", "b").settle().drop("a")
+    world.run()
+    assert world.compiler.endpoint_count == 1
+
+
+def test_problems_are_reported_with_their_service(world):
+    world.put("a", external_ips=["x"])
+    assert world.run().problems == [(key("a"), "spec.externalIPs: 'x' is no IP address")]
+
+
+def test_health_checks_are_told_per_service(world):
+    world.store.put(
+        service(
+            "a",
+            type="LoadBalancer",
+            vips=["203.0.113.1"],
+            external_policy="Local",
+            health_check_node_port=31000,
+        )
+    )
+    world.store.put(slice_("a", endpoint("10.0.0.1", node="node"), endpoint("10.0.0.2")))
+    world.run()
+    assert world.reconciler.health_checks == {key("a"): (31000, 1)}
+
+
+def test_ports_without_endpoints_here_are_counted(world):
+    world.put("a", internal_policy="Local").run()
+    assert world.reconciler.no_local_endpoints == (1, 0)
+
+
+def test_ports_without_endpoints_here_are_no_longer_counted_when_they_go(world):
+    world.put("a", internal_policy="Local").settle().drop("a")
+    world.run()
+    assert world.reconciler.no_local_endpoints == (0, 0)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("suspects", [False, True], ids=["halving", "a suspect is named"])
+@pytest.mark.parametrize("culprits", ["a", "d", "h", "ae", "bcd", "gh"])
+def test_everybody_but_the_culprits_lands(culprits, suspects):
+    world = World(names_suspects=suspects)
+    world.put(*LETTERS)
+    world.kernel.refused = {key(name) for name in culprits}
+    world.run()
+    assert world.served() == set(LETTERS) - set(culprits)
+
+
+def test_the_culprit_alone_is_in_quarantine(world):
+    world.put(*LETTERS)
+    world.kernel.refused = {key("c")}
+    report = world.run()
+    assert [(q.owner, q.detail) for q in report.quarantined] == [(key("c"), "refused: default/c")]
+
+
+def test_halving_costs_the_logarithm_of_the_services():
+    world = World()
+    world.put(*(f"s{n}" for n in range(256)))
+    world.kernel.refused = {key("s77")}
+    assert world.run().transactions <= 2 * 9 + 1
+
+
+def test_a_named_suspect_is_found_in_three_transactions():
+    world = World(names_suspects=True)
+    world.put(*(f"s{n}" for n in range(256)))
+    world.kernel.refused = {key("s77")}
+    assert world.run().transactions == 3
+
+
+def test_a_refused_service_does_not_fail_the_pass(world):
+    world.put(*LETTERS)
+    world.kernel.refused = {key("c")}
+    assert world.run().succeeded
+
+
+def test_a_refused_base_fails_the_pass(world):
+    world.kernel.refused = {BASE}
+    assert not world.run().succeeded
+
+
+def test_a_service_in_quarantine_is_not_tried(world):
+    world.put(*LETTERS)
+    world.kernel.refused = {key("c")}
+    world.settle().run()
+    assert world.kernel.transactions == []
+
+
+def test_other_services_are_written_while_one_is_in_quarantine(world):
+    world.put(*LETTERS)
+    world.kernel.refused = {key("c")}
+    world.settle().put("x", cluster_ip="10.96.1.1").run()
+    assert world.kernel.written == [key("x")]
+
+
+def test_quarantine_ends_by_time(world):
+    world.put(*LETTERS)
+    world.kernel.refused = {key("c")}
+    world.settle()
+    world.kernel.refused.clear()
+    world.now = world.reconciler.retry_at
+    assert world.run().recovered == [key("c")]
+    assert "c" in world.served()
+
+
+def test_quarantine_lasts_twice_as_long_each_time_up_to_a_limit(world):
+    world.put("a")
+    world.kernel.refused = {key("a")}
+    pauses = []
+    for _ in range(11):
+        world.run()
+        pauses.append(world.reconciler.retry_at - world.now)
+        world.now = world.reconciler.retry_at
+    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+
+
+def test_a_new_version_ends_quarantine_at_once(world):
+    world.put(*LETTERS)
+    world.kernel.refused = {("pool", "default/c")}
+    world.settle()
+    world.kernel.refused.clear()
+    world.store.put(slice_("c", endpoint("10.0.0.9")))
+    assert world.run().recovered == [key("c")]
+
+
+def test_a_change_of_the_node_ends_quarantine_at_once(world):
+    world.put("a")
+    world.kernel.refused = {key("a")}
+    world.settle()
+    world.kernel.refused.clear()
+    world.node = ELSEWHERE
+    assert world.run().recovered == [key("a")]
+
+
+def test_a_deleted_service_leaves_quarantine(world):
+    world.put("a")
+    world.kernel.refused = {key("a")}
+    world.settle().drop("a")
+    world.run()
+    assert world.reconciler.quarantined == ()
+
+
+def test_nothing_is_due_without_quarantine(world):
+    assert world.reconciler.retry_at is None
+
+
+def test_a_recovered_service_starts_with_a_short_pause_again(world):
+    world.put("a")
+    world.kernel.refused = {key("a")}
+    for _ in range(3):
+        world.run()
+        world.now = world.reconciler.retry_at
+    world.kernel.refused.clear()
+    world.run()
+    world.kernel.refused = {key("a")}
+    world.store.put(slice_("a", endpoint("10.0.0.9")))
+    world.run()
+    assert world.reconciler.retry_at - world.now == 1
+
+
+def test_the_old_version_of_a_refused_service_stays(world):
+    world.put("a").settle()
+    world.kernel.refused = {key("a")}
+    world.store.put(slice_("a", endpoint("10.0.0.9")))
+    world.run()
+    assert world.kernel.objects["pool", "default/a"] == ("10.0.0.1:8080",)
+
+
+def test_later_transactions_leave_out_who_was_refused_in_an_earlier_one(world):
+    world.put("a", "b")
+    plan = world.kernel.plan
+    world.kernel.plan = lambda changes: [*plan(changes), *plan(changes)]
+    world.kernel.refused = {key("a")}
+    world.run()
+    assert key("a") not in world.kernel.transactions[-1].owners
+
+
+# --- unknown outcomes ---
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_unknown_outcome_is_followed_by_a_read_back(world, when):
+    world.put(*LETTERS)
+    world.kernel.unknowns = [when]
+    world.settle().run()
+    assert world.kernel.observations == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_unknown_outcome_is_repaired(world, when):
+    world.put(*LETTERS)
+    world.kernel.unknowns = [when]
+    world.run()
+    world.run()
+    assert world.served() == set(LETTERS)
+
+
+def test_what_had_landed_is_not_written_again(world):
+    world.put(*LETTERS)
+    world.kernel.unknowns = ["after"]
+    world.settle().run()
+    assert world.kernel.transactions == []
+
+
+def test_an_unknown_outcome_ends_the_pass():
+    world = World(batch=2)
+    world.put(*LETTERS)
+    world.kernel.unknowns = [None, "before"]
+    assert (world.run().succeeded, len(world.kernel.transactions)) == (False, 2)
+
+
+def test_what_landed_before_an_unknown_outcome_is_not_written_again():
+    world = World(batch=2)  # base and a, b and c, …
+    world.put(*LETTERS)
+    world.kernel.unknowns = [None, "before"]
+    world.settle().run()
+    assert world.kernel.written == [key(name) for name in "bcdefgh"]
+
+
+def test_an_unknown_deletion_is_repaired(world):
+    world.put("a", "b").settle().drop("a")
+    world.kernel.unknowns = ["before"]
+    world.run()
+    world.run()
+    assert world.served() == {"b"}
+
+
+def test_changes_that_come_between_an_unknown_outcome_and_its_repair_count(world):
+    world.put("a", "b")
+    world.kernel.unknowns = ["after"]
+    world.run()
+    world.drop("a")
+    world.store.put(slice_("b", endpoint("10.0.0.9")))
+    world.run()
+    assert (world.served(), world.kernel.objects["pool", "default/b"]) == (
+        {"b"},
+        ("10.0.0.9:8080",),
+    )
+
+
+def test_a_read_back_that_fails_loses_no_change(world):
+    world.put("a")
+    world.kernel.broken = "no tool"
+    with pytest.raises(HostError):
+        world.run()
+    world.kernel.broken = ""
+    world.run()
+    assert world.served() == {"a"}
+
+
+# --- the kernel is not as left ---
+
+
+def test_strays_are_dropped(world):
+    world.kernel.objects = {("pool", "default/old"): ("10.0.0.1:80",)}
+    world.put("a").run()
+    assert world.served() == {"a"}
+
+
+def test_a_restart_writes_nothing_that_is_there(world):
+    world.put(*LETTERS).settle()
+    world.restart()
+    world.store.touch_all()
+    world.run()
+    assert world.kernel.transactions == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda objects: objects.clear(), id="flushed"),
+        pytest.param(lambda objects: objects.pop(("pool", "default/c")), id="one removed"),
+        pytest.param(lambda objects: objects.update({("pool", "default/c"): ()}), id="one edited"),
+    ],
+)
+def test_drift_is_repaired_once_it_is_suspected(world, damage):
+    world.put(*LETTERS).settle()
+    expected = dict(world.kernel.objects)
+    damage(world.kernel.objects)
+    world.reconciler.distrust()
+    world.run()
+    assert expected == world.kernel.objects
+
+
+def test_drift_is_counted(world):
+    world.put(*LETTERS).settle()
+    del world.kernel.objects["pool", "default/c"]
+    world.reconciler.distrust()
+    assert world.run().surprises == 1
+
+
+def test_the_kernel_is_not_read_back_without_a_reason(world):
+    world.put("a").settle().put("b", cluster_ip="10.96.0.2").run()
+    assert world.kernel.observations == 0
+
+
+# --- conflicts ---
+
+OLD, YOUNG = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
+SHARED = ("front", "203.0.113.1", 80)
+
+
+def contest(world, *names_and_ages):
+    for number, (name, age) in enumerate(names_and_ages, start=1):
+        world.store.put(
+            service(
+                name, cluster_ip=f"10.96.0.{number}", external_ips=["203.0.113.1"], created=age
+            )
+        )
+    return world
+
+
+@pytest.mark.parametrize(
+    ("claims", "winner"),
+    [
+        pytest.param([("a", YOUNG), ("b", OLD)], "b", id="older"),
+        pytest.param([("b", OLD), ("a", YOUNG)], "b", id="older, in the other order"),
+        pytest.param([("b", OLD), ("a", OLD)], "a", id="smaller name"),
+    ],
+)
+def test_the_older_service_has_a_shared_address(world, claims, winner):
+    contest(world, *claims).run()
+    assert world.kernel.objects[SHARED] == (f"default/{winner}",)
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")], ids=["loser first", "winner first"])
+def test_who_has_a_shared_address_does_not_depend_on_who_came_first(world, order):
+    ages = {"a": YOUNG, "b": OLD}
+    for number, name in enumerate(order, start=1):
+        ip = f"10.96.0.{number}"
+        world.store.put(
+            service(name, cluster_ip=ip, external_ips=["203.0.113.1"], created=ages[name])
+        )
+        world.run()
+    assert world.kernel.objects[SHARED] == ("default/b",)
+
+
+def test_a_conflict_is_reported_once(world):
+    contest(world, ("a", OLD), ("b", YOUNG))
+    first = world.run().problems
+    world.store.put(slice_("b", endpoint("10.0.0.9")))
+    assert ([owner for owner, _ in first], world.run().problems) == ([key("b")], [])
+
+
+def test_a_conflict_names_address_and_winner(world):
+    contest(world, ("a", OLD), ("b", YOUNG))
+    ((_, problem),) = world.run().problems
+    assert "203.0.113.1" in problem
+    assert "default/a" in problem
+
+
+def test_a_conflict_that_comes_back_is_reported_again(world):
+    contest(world, ("a", OLD), ("b", YOUNG)).run()
+    world.drop("a")
+    world.run()
+    contest(world, ("a", OLD))
+    assert [owner for owner, _ in world.run().problems] == [key("b")]
+
+
+def test_the_loser_takes_over_when_the_winner_goes(world):
+    contest(world, ("a", OLD), ("b", YOUNG)).run()
+    world.drop("a")
+    world.run()
+    assert world.kernel.objects[SHARED] == ("default/b",)
+
+
+def test_ports_of_one_service_do_not_conflict(world):
+    world.store.put(service("a", ports=[port(80, "x"), port(80, "y", "UDP")]))
+    assert world.run().problems == []
+
+
+# --- flows ---
+
+
+@pytest.mark.parametrize(
+    ("protocol", "expected"), [("UDP", True), ("TCP", False)], ids=["UDP", "TCP"]
+)
+def test_changed_slices_of_udp_services_make_stale_flows_due(world, protocol, expected):
+    world.store.put(service("dns", ports=[port(53, "dns", protocol)]))
+    world.store.put(
+        slice_("dns", endpoint("10.0.0.1"), ports=[slice_port(53, "dns", protocol)])
+    )
+    world.run()
+    assert expected is (world.reconciler.flows.take_scope() is not None)
+
+
+def test_a_change_of_a_service_alone_makes_no_flows_due(world):
+    world.store.put(service("dns", ports=[port(53, "dns", "UDP")]))
+    world.store.put(slice_("dns", endpoint("10.0.0.1"), ports=[slice_port(53, "dns", "UDP")]))
+    world.run()
+    world.reconciler.flows.take_scope()
+    world.store.put(service("dns", ports=[port(53, "dns", "UDP", node_port=30053)]))
+    world.run()
+    assert world.reconciler.flows.take_scope() is None
+
+
+def test_a_pass_may_have_nothing_to_do(world):
+    report = world.reconciler.run(Touched(), world.store, NODE)
+    assert (report.succeeded, report.services) == (True, 0)

@@ -1,0 +1,293 @@
+"""Requests carry the credential of the moment, and every failure says what to do."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
+from pykubeproxy.model.objects import Kind
+from pykubeproxy.watch.client import ApiServer
+from pykubeproxy.watch.failures import RequestRefused, StreamCut, StreamSilent
+from pykubeproxy.watch.resources import RESOURCES
+from pykubeproxy.watch.wire import decode_list
+from tests.fakes import recordings
+from tests.fakes.apiserver import Answer, FakeApiServer
+from tests.fakes.scripted_api import service
+
+pytestmark = pytest.mark.timeout(60)
+
+SERVICES = RESOURCES[Kind.SERVICE]
+SLICES = RESOURCES[Kind.ENDPOINT_SLICE]
+
+
+def put(fake: FakeApiServer, name: str) -> None:
+    fake.store.put({"kind": "Service", **service(name)})
+
+
+def test_a_list_is_the_body(fake: FakeApiServer, client: ApiServer) -> None:
+    put(fake, "a")
+    body = client.list(SERVICES, {"limit": "500"})
+    assert 1 == len(decode_list(Kind.SERVICE, body).objects)
+    request = fake.requests[0]
+    assert {"limit": "500"} == request.query
+    assert "Bearer proxy-token" == request.headers["authorization"]
+    assert request.headers["user-agent"].startswith("pykubeproxy")
+
+
+def test_large_lists_are_compressed_on_the_way(fake: FakeApiServer, client: ApiServer) -> None:
+    for n in range(1500):
+        put(fake, f"service-with-a-long-name-{n}")
+    body = client.list(SERVICES, {})
+    assert "gzip" == fake.requests[0].headers["accept-encoding"]
+    assert 1500 == len(decode_list(Kind.SERVICE, body).objects)
+
+
+def test_a_watch_yields_lines_as_they_are_sent(fake: FakeApiServer, client: ApiServer) -> None:
+    put(fake, "a")
+    stream = client.watch(SERVICES, {"sendInitialEvents": "true"})
+    lines = iter(stream)
+    assert "a" == json.loads(next(lines))["object"]["metadata"]["name"]
+    assert "BOOKMARK" == json.loads(next(lines))["type"]
+    put(fake, "b")
+    assert "b" == json.loads(next(lines))["object"]["metadata"]["name"]
+    fake.wait_for_watches(1)
+    fake.end_watches()
+    assert [] == list(lines)
+    stream.close()
+
+
+@pytest.mark.parametrize("pieces", [[1], [3, 7], [1000]])
+def test_lines_are_whole_however_they_are_cut_on_the_way(
+    fake: FakeApiServer, client: ApiServer, pieces: list[int]
+) -> None:
+    stream = client.watch(SERVICES, {})
+    fake.wait_for_watches(1)
+    text, at, n = b'{"a":1}\n{"b":2}\n{"c":3}\n', 0, 0
+    while at < len(text):
+        size = pieces[n % len(pieces)]
+        fake.send_line(text[at : at + size])
+        at, n = at + size, n + 1
+    fake.end_watches()
+    assert [b'{"a":1}', b'{"b":2}', b'{"c":3}'] == list(stream)
+
+
+def test_a_cut_in_mid_line_drops_the_partial_line(fake: FakeApiServer, client: ApiServer) -> None:
+    stream = client.watch(SERVICES, {})
+    fake.wait_for_watches(1)
+    fake.send_line(b'{"whole":1}\n')
+    lines = iter(stream)
+    assert b'{"whole":1}' == next(lines)
+    fake.cut(in_mid_line=True)
+    with pytest.raises(StreamCut):
+        next(lines)
+
+
+def test_a_partial_line_before_a_clean_end_is_dropped(
+    fake: FakeApiServer, client: ApiServer
+) -> None:
+    fake.answer_next(Answer(200, b'{"whole":1}\n{"half":', {"Content-Type": "application/json"}))
+    assert [b'{"whole":1}'] == list(client.watch(SERVICES, {}))
+
+
+def test_a_half_open_stream_is_noticed(fake: FakeApiServer, client: ApiServer) -> None:
+    put(fake, "a")
+    stream = client.watch(SERVICES, {})
+    lines = iter(stream)
+    next(lines)
+    fake.frozen.set()
+    stream.set_read_seconds(0.05)
+    with pytest.raises(StreamSilent, match="bookmark"):
+        next(lines)
+
+
+def test_the_first_read_deadline_is_given_with_the_request(
+    fake: FakeApiServer, client: ApiServer
+) -> None:
+    fake.frozen.set()
+    with pytest.raises(WatchError, match="hangs"):
+        client.watch(SERVICES, {}, read_seconds=0.1)
+
+
+def test_a_cut_list_is_an_error(fake: FakeApiServer, client: ApiServer) -> None:
+    fake.answer_next(Answer(200, recordings.load("services-list").raw(), cut=3000))
+    with pytest.raises(WatchError, match="list services on https"):
+        client.list(SERVICES, {})
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+def test_a_missing_right_is_spelled_out(fake: FakeApiServer, client: ApiServer) -> None:
+    fake.forbidden.add("endpointslices")
+    with pytest.raises(WatchDenied) as caught:
+        client.watch(SLICES, {})
+    for word in ('"watch"', '"endpointslices"', '"discovery.k8s.io"', "system:kube-proxy"):
+        assert word in str(caught.value)
+
+
+def test_a_refused_credential_is_named(fake: FakeApiServer, client: ApiServer) -> None:
+    fake.tokens.clear()
+    with pytest.raises(WatchDenied, match="the token of user proxy"):
+        client.list(SERVICES, {})
+
+
+@pytest.mark.parametrize(
+    ("code", "headers", "more", "expected"),
+    [
+        pytest.param(410, {}, {}, WatchExpired, id="410"),
+        pytest.param(429, {"Retry-After": "3"}, {}, WatchThrottled, id="429"),
+        pytest.param(
+            503, {}, {"details": {"retryAfterSeconds": 3}}, WatchThrottled, id="pause in status"
+        ),
+        pytest.param(500, {}, {}, RequestRefused, id="500"),
+        pytest.param(301, {"Location": "https://elsewhere.test"}, {}, RequestRefused, id="301"),
+    ],
+)
+def test_error_answers_map_to_errors(
+    fake: FakeApiServer,
+    client: ApiServer,
+    code: int,
+    headers: dict[str, str],
+    more: dict[str, object],
+    expected: type[WatchError],
+) -> None:
+    fake.fail_next(1, code, "Reason", "because", headers, **more)
+    with pytest.raises(expected, match="because") as caught:
+        client.list(SERVICES, {})
+    if isinstance(caught.value, WatchThrottled):
+        assert 3 == caught.value.retry_after_seconds
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in recordings.NAMES if recordings.load(n).status >= 400]
+)
+def test_recorded_refusals_are_told_in_their_own_words(
+    fake: FakeApiServer, client: ApiServer, name: str
+) -> None:
+    recording = recordings.load(name)
+    fake.answer_next(Answer(recording.status, recording.raw(), dict(recording.headers)))
+    with pytest.raises(WatchError) as caught:
+        client.list(SERVICES, {})
+    body = recording.body
+    expected = body["message"] if isinstance(body, dict) else body
+    assert expected.strip().rstrip(".") in str(caught.value)
+
+
+def test_a_server_that_is_not_there(fake: FakeApiServer, client: ApiServer) -> None:
+    fake.stop()
+    with pytest.raises(WatchError, match="check that the API server runs"):
+        client.list(SERVICES, {})
+
+
+def test_a_certificate_of_nobody_we_know(fake: FakeApiServer, tmp_path: Path) -> None:
+    path = fake.write_kubeconfig(tmp_path)
+    import trustme
+
+    (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    stranger = ApiServer.from_flags(str(path), None)
+    with pytest.raises(WatchError, match="certificate-authority"):
+        stranger.list(SERVICES, {})
+
+
+# --- rotation ----------------------------------------------------------------------------------
+
+
+def test_a_rotated_token_file_is_presented_by_the_next_request(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("proxy-token\n")
+    path = fake.write_kubeconfig(tmp_path, user={"tokenFile": "token"})
+    client = ApiServer.from_flags(str(path), None)
+    client.list(SERVICES, {})
+    fake.tokens = {"fresh": "system:kube-proxy"}
+    (tmp_path / "token").write_text("fresh\n")
+    client.list(SERVICES, {})
+    client.close()
+    assert ["Bearer proxy-token", "Bearer fresh"] == [
+        request.headers["authorization"] for request in fake.requests
+    ]
+
+
+def test_a_replaced_kubeconfig_is_read_after_a_401(fake: FakeApiServer, tmp_path: Path) -> None:
+    client = ApiServer.from_flags(str(fake.write_kubeconfig(tmp_path)), None)
+    fake.tokens = {"fresh": "system:kube-proxy"}
+    fake.write_kubeconfig(tmp_path, user={"token": "fresh"})
+    with pytest.raises(WatchDenied):
+        client.list(SERVICES, {})
+    client.list(SERVICES, {})
+    client.close()
+
+
+def test_a_kubeconfig_that_broke_since_is_an_error_of_the_request(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    path = fake.write_kubeconfig(tmp_path)
+    client = ApiServer.from_flags(str(path), None)
+    fake.tokens.clear()
+    path.write_text("[")
+    for _ in range(2):
+        with pytest.raises(WatchDenied):
+            client.list(SERVICES, {})
+    client.close()
+
+
+def test_master_overrides_the_server_of_the_kubeconfig(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    path = fake.write_kubeconfig(tmp_path, cluster={"server": "https://nowhere.test"})
+    client = ApiServer.from_flags(str(path), fake.url)
+    client.list(SERVICES, {})
+    client.close()
+
+
+# --- events and closing ------------------------------------------------------------------------
+
+
+def test_an_event_is_posted(fake: FakeApiServer, client: ApiServer) -> None:
+    event = {"metadata": {"generateName": "x-"}, "reason": "Starting", "action": "StartKubeProxy"}
+    client.create_event("default", event)
+    assert "/apis/events.k8s.io/v1/namespaces/default/events" == fake.requests[0].path
+    assert "Starting" == fake.events[0]["reason"]
+
+
+def test_a_refused_event_is_an_error(fake: FakeApiServer, client: ApiServer) -> None:
+    fake.fail_next(1, 403, "Forbidden", "no events for you")
+    with pytest.raises(WatchDenied, match='verb "create" on resource "events"'):
+        client.create_event("default", {})
+
+
+@pytest.fixture
+def hanging(fake: FakeApiServer) -> Iterator[FakeApiServer]:
+    fake.frozen.set()
+    yield fake
+    fake.frozen.clear()
+
+
+def test_close_ends_requests_that_wait_for_an_answer(
+    hanging: FakeApiServer, client: ApiServer
+) -> None:
+    errors: list[WatchError] = []
+
+    def ask() -> None:
+        try:
+            client.list(SERVICES, {})
+        except WatchError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    hanging.wait_until(lambda: bool(hanging.requests))
+    client.close()
+    thread.join(10)
+    assert 1 == len(errors)
+
+
+def test_requests_after_close_fail(client: ApiServer) -> None:
+    client.close()
+    with pytest.raises(WatchError):
+        client.list(SERVICES, {})
