@@ -17,7 +17,7 @@ STAMP := .setup/python
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test check setup tools unit kernel cluster e2e-cluster bench format clean
+.PHONY: help demo test check setup tools unit kernel cluster e2e-cluster golden bench format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +46,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+golden: setup
+	$(BIN)/python -m pytest -q tests/scenarios --golden
 
 bench: setup
 	$(SUDO) $(BIN)/python -m bench

@@ -21,7 +21,15 @@ from pykubeproxy.iptables.objects import (
     TailRule,
 )
 from pykubeproxy.iptables.render import owner_of_line, plan, restore_input
-from pykubeproxy.iptables.tools import EXIT_LOCKED, SavedTable, Tools, parse_saved, refused_line
+from pykubeproxy.iptables.tools import (
+    LOCK_SECONDS,
+    SavedTable,
+    Tools,
+    is_busy,
+    is_locked,
+    parse_saved,
+    refused_line,
+)
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.sync.outcome import Applied, Change, Outcome, Rejected, Transaction, Unknown
@@ -170,28 +178,25 @@ class XtablesDataplane:
                 for key in part:
                     self._forget(key)
         limit = QUICK_SECONDS + SECONDS_PER_LINE * lines
-        waited = 0.0
-        for attempt in range(1_000_000):
+        program = self._tools.restore()[0]
+        waited_seconds, busy = 0.0, 0
+        while True:
             match self._run(self._tools.restore(), text, limit):
                 case Finished(0, _, _):
                     return Applied(lines, len(text), rules)
-                # iptables-nft says "resource problem" of a refused line as well, and names it.
-                case Finished(status, _, stderr) if (
-                    status == EXIT_LOCKED and refused_line(_text(stderr)) is None
-                ):
-                    said = _text(stderr)
-                    locked = "xtables lock" in said
-                    if not locked and attempt >= BUSY_TRIES:
-                        return Unknown(f"{self._tools.restore()[0]}: {said}")
-                    waited += 5.0 if locked else 0.0
-                    self._on_wait(waited)
+                case Finished(status, _, stderr) if is_locked(status, _text(stderr)):
+                    waited_seconds += LOCK_SECONDS
+                    self._on_wait(waited_seconds)
                     if self._stop.is_set():
                         return Unknown("stopped while waiting for the xtables lock")
+                case Finished(status, _, stderr) if is_busy(status, _text(stderr)):
+                    busy += 1
+                    if busy > BUSY_TRIES:
+                        return Unknown(f"{program}: {_text(stderr)}")
                 case Finished(status, _, stderr):
                     return self._rejected(transaction, status, _text(stderr))
                 case failure:
-                    return Unknown(f"{self._tools.restore()[0]}: {describe(failure)}")
-        raise AssertionError("unreachable")
+                    return Unknown(f"{program}: {describe(failure)}")
 
     def _rejected(self, transaction: Transaction[Key, Rules], status: int, stderr: str) -> Rejected:
         number = refused_line(stderr)

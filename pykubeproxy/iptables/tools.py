@@ -11,10 +11,11 @@ from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
 
 __all__ = [
-    "EXIT_LOCKED",
     "LOCK_SECONDS",
     "SavedTable",
     "Tools",
+    "is_busy",
+    "is_locked",
     "jumps_of",
     "parse_saved",
     "refused_line",
@@ -24,8 +25,8 @@ __all__ = [
 LOCK_SECONDS = 5
 """How long one run waits for the xtables lock before it reports back (``-w``)."""
 
-EXIT_LOCKED = 4
-"""Exit status of "resource problem": the lock is taken, or the kernel asks to try again."""
+EXIT_RESOURCE_PROBLEM = 4
+"""The lock is taken, or the kernel said no in any of many ways (nf_tables only)."""
 
 
 class Tools(Struct, frozen=True):
@@ -108,6 +109,22 @@ def refused_line(stderr: str) -> int | None:
     """Return the number of the input line that iptables-restore refused, if it says so."""
     found = _LINE.search(stderr)
     return int(found.group(1)) if found else None
+
+
+def is_locked(exit_status: int, stderr: str) -> bool:
+    """Tell whether the run ended because another program holds the xtables lock."""
+    return exit_status == EXIT_RESOURCE_PROBLEM and "xtables lock" in stderr
+
+
+def is_busy(exit_status: int, stderr: str) -> bool:
+    """Tell whether the kernel was too busy, so that the same input may succeed a moment later.
+
+    The nf_tables tools end with the status of a taken lock for plain refusals too; those name
+    the line, as in ``line 5: RULE_APPEND failed (No such file or directory)``.
+    """
+    if exit_status != EXIT_RESOURCE_PROBLEM:
+        return False
+    return refused_line(stderr) is None or "temporarily unavailable" in stderr
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -448,15 +448,25 @@ class Table:
         self.policies = dict.fromkeys(BUILTIN[name], "ACCEPT")
         self.chains: dict[str, list[Rule]] = {chain: [] for chain in BUILTIN[name]}
         self.jumps: Counter[str] = Counter()
+        self._own: set[str] = set()  # chains whose list no other table shares
 
     def copy(self) -> Table:
-        """A copy to work on; its rule lists are still shared and replaced, never changed."""
+        """A copy to work on; rule lists are shared until `edit` or `set_rules` touches them."""
         other = Table.__new__(Table)
         other.name = self.name
         other.policies = dict(self.policies)
         other.chains = dict(self.chains)
         other.jumps = Counter(self.jumps)
+        other._own = set()
+        self._own = set()
         return other
+
+    def edit(self, chain: str) -> list[Rule]:
+        """The rules of a chain, to be changed; the caller keeps `jumps` right."""
+        if chain not in self._own:
+            self.chains[chain] = list(self.chains[chain])
+            self._own.add(chain)
+        return self.chains[chain]
 
     def set_rules(self, chain: str, rules: list[Rule]) -> None:
         for rule in self.chains.get(chain, ()):
@@ -464,6 +474,7 @@ class Table:
         for rule in rules:
             self.jumps[rule.target] += 1
         self.chains[chain] = rules
+        self._own.discard(chain)
 
     def saved(self) -> str:
         """The table as iptables-save prints it."""
@@ -773,27 +784,27 @@ class Xtables:
     def _edit_rule(
         self, work: Table, command: str, chain: str, rule: Rule | None, position: int | None
     ) -> None:
-        rules = list(work.chains[chain])
+        rules = work.chains[chain]
         match command:
             case "-A" if rule is not None:
-                rules.append(rule)
+                at = len(rules)
             case "-I" if rule is not None:
                 at = (position or 1) - 1
                 if at > len(rules):
                     raise Refused(1, "Index of insertion too big.")
-                rules.insert(at, rule)
             case "-D" if rule is None and position is not None:
-                if not 1 <= position <= len(rules):
+                at = position - 1
+                if not 0 <= at < len(rules):
                     raise Refused(1, "Index of deletion too big.")
-                del rules[position - 1]
             case _:
                 at = next((i for i, r in enumerate(rules) if rule and r.text == rule.text), -1)
                 if at < 0:
                     raise Refused(1, _NO_RULE)
-                if command == "-C":
-                    return
-                del rules[at]
-        work.set_rules(chain, rules)
+        if command in ("-A", "-I") and rule is not None:
+            work.edit(chain).insert(at, rule)
+            work.jumps[rule.target] += 1
+        elif command == "-D":
+            work.jumps[work.edit(chain).pop(at).target] -= 1
 
     def _rule(self, work: Table, chain: str, text: str) -> Rule:
         rule = parse_rule(text, self.version, self.nft)

@@ -35,7 +35,7 @@ def change(owner=A, put=None, drop=None, old=None):
 
 def lines(*changes, table="nat"):
     """The input between the table line and COMMIT."""
-    text, _ = restore_input(Transaction(table, changes))
+    text, *_ = restore_input(Transaction(table, changes))
     return text.decode().splitlines()[1:-1]
 
 
@@ -121,12 +121,17 @@ def test_every_chain_is_made_before_any_rule_and_removed_after_all():
 
 
 def test_the_number_of_lines_is_told():
-    text, count = restore_input(Transaction("nat", (change(put={SVC: ("-j X",)}),)))
+    text, count, _ = restore_input(Transaction("nat", (change(put={SVC: ("-j X",)}),)))
     assert text.count(b"\n") == count == 4
 
 
+def test_the_number_of_rules_set_is_told():
+    put, drop = {SVC: ("-j X", "-j Y"), RULE: ("-j Z",)}, {Chain("nat", "KUBE-SVC-B"): ()}
+    assert restore_input(Transaction("nat", (change(put=put, drop=drop),)))[2] == 3
+
+
 def test_the_input_is_one_table_and_ends_with_its_commit():
-    text, _ = restore_input(Transaction("filter", ()))
+    text, *_ = restore_input(Transaction("filter", ()))
     assert text == b"*filter\nCOMMIT\n"
 
 
@@ -188,7 +193,7 @@ def test_without_a_limit_everything_of_a_table_is_one_transaction():
 
 
 def own_chains(owner, count):
-    return {Chain("nat", f"KUBE-SEP-{owner.name}{n}"): ("-j DNAT",) for n in range(count)}
+    return {Chain("nat", f"KUBE-SEP-{owner.name}{n}"): ("-j ACCEPT",) for n in range(count)}
 
 
 def test_batches_are_cut_between_owners():
@@ -218,7 +223,7 @@ def test_a_huge_owner_is_cut_so_that_no_chain_comes_before_its_targets():
     }
     kernel = Xtables()
     for transaction in plan([change(put=put)], 5):
-        text, _ = restore_input(transaction)
+        text, *_ = restore_input(transaction)
         assert kernel.run(["iptables-restore", "--noflush"], text).exit_status == 0
 
 
@@ -322,7 +327,7 @@ def dangling(kernel):
 def land(kernel, books, limit):
     """Apply what is missing; check after every transaction."""
     for transaction in plan(books.tracker.changes(), limit):
-        text, _ = restore_input(transaction)
+        text, *_ = restore_input(transaction)
         done = kernel.run(["iptables-restore", "--noflush"], text)
         assert (done.exit_status, done.complaint) == (0, "")
         assert dangling(kernel) == []

@@ -1,0 +1,389 @@
+"""The effects, with scripted tools: no program is started and nothing is waited for."""
+
+from __future__ import annotations
+
+from threading import Event
+
+import pytest
+
+from pykubeproxy.errors import HostError
+from pykubeproxy.host.exec import Finished, Killed, NotStarted, TimedOut
+from pykubeproxy.iptables.kernel import XtablesDataplane, split_rule
+from pykubeproxy.iptables.objects import (
+    Chain,
+    DispatchRule,
+    Jump,
+    Presence,
+    SharedChain,
+    TailRule,
+)
+from pykubeproxy.iptables.tools import Tools
+from pykubeproxy.iptables.variant import Variant
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.sync.outcome import Applied, Change, Rejected, Transaction, Unknown
+
+A, B = ServiceKey("ns", "a"), ServiceKey("ns", "b")
+DONE = Finished(0, b"", b"")
+LOCKED = Finished(
+    4,
+    b"",
+    b"Another app is currently holding the xtables lock. Perhaps you want to use the -w option?",
+)
+BUSY = Finished(4, b"", b"Could not fetch rule set generation id: Resource temporarily unavailable")
+NO_CHAIN = Finished(1, b"", b"iptables: No chain/target/match by that name.")
+
+
+class Script:
+    """A runner that gives the next of *results*, the last one for ever, and notes the calls."""
+
+    def __init__(self, *results):
+        self.results = list(results)
+        self.calls = []
+
+    def __call__(self, argv, input=None, timeout_seconds=0.0):
+        self.calls.append((list(argv), input, timeout_seconds))
+        return self.results.pop(0) if len(self.results) > 1 else self.results[0]
+
+
+class By:
+    """A runner that answers by a word in the command line."""
+
+    def __init__(self, default=DONE, **answers):
+        self.default = default
+        self.answers = answers
+        self.asked = []
+
+    def __call__(self, argv, input=None, timeout_seconds=0.0):
+        self.asked.append(" ".join(argv))
+        for word, answer in self.answers.items():
+            if word in argv:
+                return answer
+        return self.default
+
+
+class Clockless(Event):
+    """A stop event whose waits are over at once; *stops_after* of them it is set."""
+
+    def __init__(self, stops_after=None):
+        super().__init__()
+        self.waits = 0
+        self.stops_after = stops_after
+
+    def wait(self, timeout=None):
+        self.waits += 1
+        return self.stops_after is not None and self.waits >= self.stops_after
+
+
+def dataplane(runner, stop=None, on_wait=None, variant=Variant.NFT):
+    return XtablesDataplane(
+        Tools(Family.IPV4, variant), on_wait or (lambda _: None), stop or Clockless(), runner
+    )
+
+
+SVC_A, SVC_B = Chain("nat", "KUBE-SVC-A"), Chain("nat", "KUBE-SVC-B")
+TWO = Transaction(
+    "nat",
+    (Change(A, {SVC_A: ("-j ACCEPT",)}, {}, {}), Change(B, {SVC_B: ("-j ACCEPT",)}, {}, {})),
+)
+INPUT = b"""*nat
+:KUBE-SVC-A - [0:0]
+:KUBE-SVC-B - [0:0]
+-A KUBE-SVC-A -j ACCEPT
+-A KUBE-SVC-B -j ACCEPT
+COMMIT
+"""
+
+# --- apply ---
+
+
+def test_a_transaction_is_one_run_of_restore():
+    script = Script(DONE)
+    dataplane(script).apply(TWO)
+    assert [(argv, data) for argv, data, _ in script.calls] == [
+        (["iptables-nft-restore", "--noflush", "-w", "5"], INPUT)
+    ]
+
+
+def test_what_was_sent_is_told():
+    assert dataplane(Script(DONE)).apply(TWO) == Applied(lines=6, bytes=len(INPUT), rules=2)
+
+
+def test_a_large_transaction_gets_more_time():
+    def limit(rules):
+        script = Script(DONE)
+        change = Change(A, {SVC_A: ("-j ACCEPT",) * rules}, {}, {})
+        dataplane(script).apply(Transaction("nat", (change,)))
+        return script.calls[0][2]
+
+    assert limit(100_000) > 10 * limit(1)
+
+
+@pytest.mark.parametrize(
+    ("result", "word"),
+    [
+        pytest.param(TimedOut(60.0, b""), "killed after 60 s", id="timeout"),
+        pytest.param(Killed(9, b""), "signal 9", id="killed"),
+        pytest.param(NotStarted("no such file"), "no such file", id="not started"),
+    ],
+)
+def test_a_run_without_an_end_is_unknown(result, word):
+    outcome = dataplane(Script(result)).apply(TWO)
+    assert isinstance(outcome, Unknown)
+    assert word in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("result", "suspects"),
+    [
+        pytest.param(
+            Finished(2, b"", b"bad rule\nError occurred at line: 5"), {B}, id="parser's line"
+        ),
+        pytest.param(Finished(1, b"", b"iptables-restore: line 2 failed"), {A}, id="kernel's line"),
+        pytest.param(
+            Finished(4, b"", b"x: \nline 5: RULE_APPEND failed (Invalid argument): rule in chain"),
+            {B},
+            id="nft says resource problem of a refused line",
+        ),
+        pytest.param(Finished(1, b"", b"iptables-restore: line 6 failed"), set(), id="COMMIT"),
+        pytest.param(Finished(1, b"", b"something"), set(), id="no line named"),
+    ],
+)
+def test_a_refusal_names_the_owner_of_the_line(result, suspects):
+    outcome = dataplane(Script(result)).apply(TWO)
+    assert isinstance(outcome, Rejected)
+    assert suspects == outcome.suspects
+
+
+def test_a_refusal_shows_the_line():
+    result = Finished(2, b"", b"bad rule\nError occurred at line: 5")
+    assert dataplane(Script(result)).apply(TWO).detail == (
+        "bad rule Error occurred at line: 5 — refused: -A KUBE-SVC-B -j ACCEPT"
+    )
+
+
+def test_a_refusal_without_a_word_tells_the_status():
+    assert dataplane(Script(Finished(1, b"", b""))).apply(TWO).detail == "exit status 1"
+
+
+def test_a_taken_lock_is_waited_for_and_shown():
+    waits = []
+    outcome = dataplane(Script(*[LOCKED] * 20, DONE), on_wait=waits.append).apply(TWO)
+    assert isinstance(outcome, Applied)
+    assert waits == [5.0 * n for n in range(1, 21)]
+
+
+def test_waiting_for_the_lock_ends_when_the_program_stops():
+    stop = Event()
+    outcome = dataplane(Script(LOCKED), stop=stop, on_wait=lambda _: stop.set()).apply(TWO)
+    assert outcome == Unknown("stopped while waiting for the xtables lock")
+
+
+def test_a_kernel_that_asks_to_try_again_is_asked_again():
+    assert isinstance(dataplane(Script(BUSY, BUSY, DONE)).apply(TWO), Applied)
+
+
+def test_a_kernel_that_stays_busy_leaves_the_outcome_unknown():
+    outcome = dataplane(Script(BUSY)).apply(TWO)
+    assert isinstance(outcome, Unknown)
+    assert "Resource temporarily unavailable" in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("variant", "batched"), [(Variant.NFT, True), (Variant.LEGACY, False)], ids=["nft", "legacy"]
+)
+def test_only_nft_needs_batches(variant, batched):
+    changes = [
+        Change(ServiceKey("ns", str(n)), {Chain("nat", f"KUBE-SVC-{n}"): ()}, {}, {})
+        for n in range(2000)
+    ]
+    assert batched is (len(dataplane(Script(DONE), variant=variant).plan(changes)) > 1)
+
+
+# --- observe and learn ---
+
+SERVICES = SharedChain("nat", "KUBE-SERVICES")
+RULE = DispatchRule("nat", "KUBE-SERVICES", "tcp 10.96.0.1 80")
+TAIL = TailRule("nat", "KUBE-SERVICES", "-j KUBE-NODEPORTS")
+JUMP = Jump("nat", "OUTPUT", "KUBE-SERVICES")
+JUMP_RULE = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+
+
+def listing(svc="-A KUBE-SVC-A -j ACCEPT", services="-A KUBE-SERVICES -j KUBE-SVC-A", output=""):
+    lines = ["*nat", ":OUTPUT ACCEPT [0:0]", ":KUBE-SERVICES - [0:0]", ":KUBE-SVC-A - [0:0]"]
+    lines += [line for line in (output, services, svc) if line]
+    return Finished(0, "\n".join([*lines, "COMMIT", ""]).encode(), b"")
+
+
+WANTED = {SVC_A: ("-j ACCEPT",), SERVICES: (), RULE: ("-j KUBE-SVC-A",), TAIL: ("-j X",)}
+
+
+def learned(later, wanted=WANTED):
+    """An observation of *later* by a dataplane that learned the usual listing."""
+    plane = dataplane(Script(listing(), later))
+    plane.learn([wanted])
+    return plane.observe()
+
+
+@pytest.mark.parametrize("key", WANTED, ids=lambda key: type(key).__name__)
+def test_what_was_never_learned_is_not_held(key):
+    assert not dataplane(Script(listing())).observe().holds(key, WANTED[key])
+
+
+@pytest.mark.parametrize("key", WANTED, ids=lambda key: type(key).__name__)
+def test_what_reads_as_learned_is_held(key):
+    assert learned(listing()).holds(key, WANTED[key])
+
+
+@pytest.mark.parametrize(
+    ("later", "key"),
+    [
+        pytest.param(listing(svc=""), SVC_A, id="emptied chain"),
+        pytest.param(listing(svc="-A KUBE-SVC-A -j DROP"), SVC_A, id="edited chain"),
+        pytest.param(listing(services=""), SERVICES, id="emptied shared chain"),
+        pytest.param(listing(services=""), RULE, id="rule of a shared chain that was edited"),
+        pytest.param(listing(services=""), TAIL, id="tail of a shared chain that was edited"),
+        pytest.param(Finished(0, b"", b""), SVC_A, id="no tables at all"),
+    ],
+)
+def test_what_reads_otherwise_is_not_held(later, key):
+    assert not learned(later).holds(key, WANTED[key])
+
+
+def test_another_value_than_the_learned_one_is_not_held():
+    assert not learned(listing()).holds(SVC_A, ("-j DROP",))
+
+
+@pytest.mark.parametrize(
+    ("put", "key"),
+    [
+        pytest.param({SVC_A: ("-j ACCEPT",)}, SVC_A, id="chain"),
+        pytest.param({RULE: ("-j KUBE-SVC-A",)}, SERVICES, id="shared chain of a rule"),
+        pytest.param({TAIL: ("-j X",)}, SERVICES, id="shared chain of a tail"),
+    ],
+)
+def test_what_was_written_since_is_not_taken_for_learned(put, key):
+    plane = dataplane(Script(listing(), DONE, listing()))
+    plane.learn([WANTED])
+    plane.apply(Transaction("nat", (Change(A, put, {}, {}),)))
+    assert not plane.observe().holds(key, WANTED[key])
+
+
+@pytest.mark.parametrize(
+    ("output", "checked", "expected"),
+    [
+        pytest.param(f"-A OUTPUT {JUMP_RULE}", NO_CHAIN, True, id="printed as written"),
+        pytest.param("-A OUTPUT -m comment -j KUBE-SERVICES", DONE, True, id="printed otherwise"),
+        pytest.param("-A OUTPUT -j KUBE-SERVICES", NO_CHAIN, False, id="another rule"),
+        pytest.param("", DONE, False, id="nothing leads there"),
+    ],
+)
+def test_a_jump_is_held_if_it_is_there_in_any_spelling(output, checked, expected):
+    runner = By(listing(output=output), **{"-C": checked})
+    assert expected is dataplane(runner).observe().holds(JUMP, (JUMP_RULE,))
+
+
+def test_a_jump_to_a_chain_that_is_gone_is_not_held():
+    jump = Jump("nat", "OUTPUT", "KUBE-GONE")
+    runner = By(listing(output="-A OUTPUT -j KUBE-GONE"))
+    assert not dataplane(runner).observe().holds(jump, ("-j KUBE-GONE",))
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "expected"),
+    [("nat", "KUBE-SERVICES", True), ("nat", "X", False), ("filter", "KUBE-SERVICES", False)],
+)
+def test_a_presence_needs_no_learning(table, name, expected):
+    observation = dataplane(Script(listing())).observe()
+    assert expected is observation.holds(Presence(table, name), ())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        pytest.param([], [SVC_A], id="nobody wants it"),
+        pytest.param([{SVC_A: ()}], [], id="somebody wants it"),
+    ],
+)
+def test_strays_are_service_chains_that_nobody_wants(wanted, expected):
+    assert expected == list(dataplane(Script(listing())).observe().strays(wanted))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param(Finished(1, b"", b"denied"), id="failed"),
+        pytest.param(Finished(0, b"*nat\n", b""), id="broken off"),
+        pytest.param(
+            Finished(0, b"# Table `nat' is incompatible, use 'nft' tool.\n", b""), id="incompatible"
+        ),
+        pytest.param(NotStarted("missing"), id="missing"),
+        pytest.param(TimedOut(60.0, b""), id="timeout"),
+    ],
+)
+def test_a_read_back_that_fails_is_an_error(result):
+    with pytest.raises(HostError, match="iptables-nft-save"):
+        dataplane(Script(result)).observe()
+
+
+# --- canaries ---
+
+
+def test_the_canary_of_mangle_is_asked_for_first_and_is_enough():
+    runner = By()
+    assert dataplane(runner).intact()
+    assert runner.asked == ["iptables-nft -w 5 -S KUBE-PROXY-CANARY -t mangle"]
+
+
+def test_a_flush_of_all_tables_is_noticed_at_once():
+    stop = Clockless()
+    assert (dataplane(By(NO_CHAIN), stop).intact(), stop.waits) == (False, 0)
+
+
+def test_a_flush_that_is_still_going_on_is_waited_for():
+    stop = Clockless()
+    runner = Script(NO_CHAIN, DONE, NO_CHAIN, DONE, NO_CHAIN, NO_CHAIN)
+    assert (dataplane(runner, stop).intact(), stop.waits) == (False, 2)
+
+
+def test_a_partial_flush_is_one_after_five_seconds():
+    stop = Clockless()
+    runner = By(DONE, mangle=NO_CHAIN)
+    assert (dataplane(runner, stop).intact(), stop.waits) == (False, 50)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param(LOCKED, id="lock taken"),
+        pytest.param(TimedOut(60.0, b""), id="timeout"),
+        pytest.param(NotStarted("missing"), id="missing tool"),
+        pytest.param(Killed(9, b""), id="killed"),
+    ],
+)
+def test_a_tool_that_cannot_tell_is_no_sign_of_a_flush(result):
+    assert dataplane(By(result)).intact()
+
+
+def test_a_stopping_program_does_not_wait_for_canaries():
+    runner = By(DONE, mangle=NO_CHAIN)
+    assert dataplane(runner, Clockless(stops_after=1)).intact()
+
+
+# --- the rest ---
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        pytest.param("-j X", ["-j", "X"], id="plain"),
+        pytest.param(
+            '-m comment --comment "a b; c" -j X',
+            ["-m", "comment", "--comment", "a b; c", "-j", "X"],
+            id="quoted comment",
+        ),
+        pytest.param("", [], id="empty"),
+    ],
+)
+def test_a_rule_is_split_into_arguments(rule, expected):
+    assert expected == split_rule(rule)
