@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from pykubeproxy.iptables.tools import Tools, parse_saved, refused_line, supports_random_fully
+from pykubeproxy.iptables.tools import (
+    SavedTable,
+    Tools,
+    is_busy,
+    is_locked,
+    jumps_of,
+    parse_saved,
+    refused_line,
+    supports_random_fully,
+)
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
 
@@ -145,3 +154,35 @@ def test_the_refused_line_is_read_from_what_the_tool_says(stderr, expected):
 )
 def test_which_versions_randomise_source_ports_fully(text, expected):
     assert expected is supports_random_fully(text)
+
+
+HELD = "Another app is currently holding the xtables lock. Perhaps you want to use the -w option?"
+GENERATION = "Could not fetch rule set generation id: Resource temporarily unavailable"
+LINE = "line 3: RULE_APPEND failed (Invalid argument): rule in chain X"
+AGAIN = "line 3: RULE_APPEND failed (Resource temporarily unavailable): rule in chain X"
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "locked", "busy"),
+    [
+        pytest.param(4, HELD, True, True, id="lock"),
+        pytest.param(4, GENERATION, False, True, id="kernel asks to try again"),
+        pytest.param(4, AGAIN, False, True, id="kernel asks to try again, with a line"),
+        pytest.param(4, LINE, False, False, id="a refused line is no resource problem"),
+        pytest.param(1, HELD, False, False, id="another status"),
+        pytest.param(2, LINE, False, False, id="refused by the parser"),
+    ],
+)
+def test_a_taken_lock_and_a_busy_kernel_are_told_from_a_refusal(status, stderr, locked, busy):
+    assert (locked, busy) == (is_locked(status, stderr), is_busy(status, stderr))
+
+
+def test_jumps_are_found_in_built_in_chains_only():
+    table = SavedTable(
+        {
+            "OUTPUT": ["-A OUTPUT -j KUBE-SERVICES", "-A OUTPUT -j KUBE-SERVICES-2"],
+            "KUBE-X": ["-A KUBE-X -j KUBE-SERVICES"],
+        },
+        frozenset({"OUTPUT"}),
+    )
+    assert list(jumps_of(table, ["KUBE-SERVICES"])) == [("OUTPUT", "-A OUTPUT -j KUBE-SERVICES")]

@@ -259,7 +259,7 @@ KERNELS = pytest.mark.parametrize("kernel", [Memory, Strict], ids=["memory", "st
 
 
 @KERNELS
-@deterministic(80)
+@deterministic(200)
 @given(history=HISTORIES)
 def test_any_history_equals_a_rebuild_from_the_final_objects(kernel, history):
     state = Proxy(kernel()).play(history).kernel.state()
@@ -283,7 +283,7 @@ def shuffled(histories, slots):
     return [SYNC if what == "sync" else left[what].pop(0) for what in slots]
 
 
-@deterministic(80)
+@deterministic(200)
 @given(world=interleavings())
 def test_the_order_of_different_objects_does_not_matter(world):
     histories, one, other = world
@@ -292,7 +292,7 @@ def test_the_order_of_different_objects_does_not_matter(world):
 
 
 @KERNELS
-@deterministic(60)
+@deterministic(150)
 @given(history=HISTORIES, seed=st.integers(0, 1 << 30))
 def test_with_failing_writes_it_still_converges(kernel, history, seed):
     proxy = Proxy(kernel.faulty(random.Random(seed))).play(history).settle()
@@ -300,7 +300,7 @@ def test_with_failing_writes_it_still_converges(kernel, history, seed):
 
 
 @KERNELS
-@deterministic(40)
+@deterministic(100)
 @given(history=HISTORIES)
 def test_a_second_pass_writes_nothing(kernel, history):
     proxy = Proxy(kernel()).play(history)
@@ -310,7 +310,7 @@ def test_a_second_pass_writes_nothing(kernel, history):
 
 
 @KERNELS
-@deterministic(40)
+@deterministic(100)
 @given(history=HISTORIES)
 def test_a_replay_of_everything_writes_nothing(kernel, history):
     proxy = Proxy(kernel()).play(history)
@@ -322,7 +322,7 @@ def test_a_replay_of_everything_writes_nothing(kernel, history):
     assert before == proxy.kernel.writes()
 
 
-@deterministic(40)
+@deterministic(100)
 @given(history=HISTORIES, flushed=st.sampled_from(["all", "nat", "filter"]))
 def test_a_flush_by_somebody_else_is_repaired(history, flushed):
     strict = Strict()
@@ -337,7 +337,7 @@ def test_a_flush_by_somebody_else_is_repaired(history, flushed):
     assert before == strict.state()
 
 
-@deterministic(40)
+@deterministic(100)
 @given(before=HISTORIES, after=HISTORIES)
 def test_a_restart_takes_over_what_it_finds(before, after):
     kernel = Strict()
@@ -363,8 +363,8 @@ def cost(change, number):
         proxy.store.put(
             service(name, cluster_ip=f"10.96.{n >> 8}.{n & 255}", ports=[port(80, "http")])
         )
-        # Unready, so that endpoints exist but the comments of small clusters stay everywhere.
-        proxy.store.put(slice_(name, endpoint("10.1.0.1"), ports=PORTS[:1]))
+        if n < 900:  # stay below the limit at which endpoint rules lose their comments
+            proxy.store.put(slice_(name, endpoint("10.1.0.1"), ports=PORTS[:1]))
     proxy.sync()
     memory.dataplane.transactions.clear()
     match change:
