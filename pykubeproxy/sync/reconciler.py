@@ -169,6 +169,11 @@ class Reconciler(Generic[K, V]):
             report.observed = self._trusted = True
         observed = self._clock()
         report.observe_seconds = observed - decided
+        if self._tracker.is_held(BASE):
+            # Everything else builds on it, and would only be refused as well.
+            report.succeeded = False
+            report.detail = self._quarantine[BASE].detail
+            return report
         plan = self._dataplane.plan(self._tracker.changes())
         planned = self._clock()
         report.diff_seconds = planned - observed
@@ -196,7 +201,8 @@ class Reconciler(Generic[K, V]):
             if service is not None:
                 routes = service_routes(service, store.slices(key), node)
             self._summarize(key, _Summary.of(routes))
-            self.flows.update(key, routes.routes, endpoints_changed=key in touched.by_slices)
+            changed = (key, self.family) in touched.by_slices
+            self.flows.update(key, routes.routes, endpoints_changed=changed)
             self._tracker.release(key)
             report.problems.extend((key, problem) for problem in routes.problems)
             decided.append((key, routes))
@@ -232,21 +238,24 @@ class Reconciler(Generic[K, V]):
                     report.objects_dropped += sum(len(c.drop) for c in current.changes)
                 case Unknown(detail):
                     report.count("unknown")
-                    self._trusted = False
+                    self.distrust()
                     report.succeeded = False
                     report.detail = detail
                     return False
                 case Rejected(detail, suspects):
                     report.count("rejected")
                     if len(current.owners) == 1:
-                        self._put_in_quarantine(current.owners[0], detail, report)
+                        self._put_in_quarantine(current, detail, report)
+                        if current.owners[0] == BASE:
+                            return False
                     else:
                         waiting.extend(reversed(_split(current, suspects)))
         return True
 
     # --- quarantine ---
 
-    def _put_in_quarantine(self, owner: ServiceKey, detail: str, report: Report) -> None:
+    def _put_in_quarantine(self, refused: Transaction[K, V], detail: str, report: Report) -> None:
+        owner = refused.owners[0]
         earlier = self._quarantine.get(owner)
         attempts = earlier.attempts + 1 if earlier else 1
         pause = min(QUARANTINE_MOST_SECONDS, QUARANTINE_FIRST_SECONDS * 2 ** (attempts - 1))
@@ -254,6 +263,10 @@ class Reconciler(Generic[K, V]):
         self._quarantine[owner] = entry
         self._tracker.hold(owner)
         report.quarantined.append(entry)
+        if earlier is None and any(change.old or change.drop for change in refused.changes):
+            # Perhaps what should go is gone already. One look tells; if it is refused again
+            # after that, the fault is with what should come.
+            self.distrust()
         if owner in (BASE, STRAYS):
             report.succeeded = False
             report.detail = detail

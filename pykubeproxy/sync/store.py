@@ -23,12 +23,13 @@ __all__ = ["Store", "Touched"]
 class Touched(Struct, frozen=True):
     """What changed since the last `Store.take`.
 
-    ``services``: every Service whose own object or slices changed; ``by_slices``: those of them
-    with a changed slice; ``node`` and ``service_cidrs``: whether those objects changed.
+    ``services``: every Service whose own object or slices changed; ``by_slices``: those with a
+    changed slice, along with its address type; ``node`` and ``service_cidrs``: whether those
+    objects changed.
     """
 
     services: frozenset[ServiceKey] = frozenset()
-    by_slices: frozenset[ServiceKey] = frozenset()
+    by_slices: frozenset[tuple[ServiceKey, str]] = frozenset()
     node: bool = False
     service_cidrs: bool = False
 
@@ -51,7 +52,7 @@ class Store:
         self._slices_of: dict[ServiceKey, dict[str, EndpointSlice]] = {}
         self._cidrs: dict[ObjectKey, ServiceCIDR] = {}
         self._touched: set[ServiceKey] = set()
-        self._by_slices: set[ServiceKey] = set()
+        self._by_slices: set[tuple[ServiceKey, str]] = set()
         self._node_touched = False
         self._cidrs_touched = False
 
@@ -170,7 +171,7 @@ class Store:
         if owner is not None:
             self._slices_of.setdefault(owner, {})[new.metadata.name] = new
             self._touched.add(owner)
-            self._by_slices.add(owner)
+            self._by_slices.add((owner, new.address_type))
 
     def _unlink(self, old: EndpointSlice) -> None:
         owner = old.service
@@ -181,4 +182,4 @@ class Store:
         if not siblings:
             self._slices_of.pop(owner, None)
         self._touched.add(owner)
-        self._by_slices.add(owner)
+        self._by_slices.add((owner, old.address_type))

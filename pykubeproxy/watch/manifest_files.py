@@ -31,6 +31,7 @@ from pykubeproxy.watch.wire import NAMESPACED, key_of, problem_with, type_of
 
 __all__ = ["FileContent", "Loaded", "Problem", "Skipped", "is_wanted", "parse"]
 
+MAX_DEPTH = 100
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Any: one of two unrelated classes
 _LISTS = {"List": None, **{f"{kind}List": kind for kind in Kind}}
 _PATH = re.compile(r" - at `\$(.*)`$")
@@ -114,6 +115,7 @@ def _documents(text: str, is_json: bool) -> Iterator[tuple[Any, yaml.Node]]:
     if is_json:
         json.loads(text)  # for its messages, which know what JSON is
         text = text.replace("\t", " ")  # legal in JSON between values, and only there
+    _refuse_depth(text)
     loader = _Loader(text)
     try:
         while loader.check_node():
@@ -122,6 +124,20 @@ def _documents(text: str, is_json: bool) -> Iterator[tuple[Any, yaml.Node]]:
             yield loader.construct_document(node), node
     finally:
         loader.dispose()
+
+
+def _refuse_depth(text: str) -> None:
+    """Refuse what no manifest needs: libyaml's composer recurses in C and ends the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Base):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                problem = f"more than {MAX_DEPTH} levels deep"
+                mark: Any = event.start_mark  # the stubs know another class for each parser
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _refuse_duplicates(node: yaml.Node, seen: set[int]) -> None:

@@ -7,11 +7,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from tests.fakes.apianswers import Answer, Request, status_body
 from tests.fakes.apistore import (
     RESOURCES,
     ApiResource,
@@ -32,38 +32,6 @@ UNSUPPORTED = (
     "a watch stream was requested by the client but the required storage feature "
     "RequestWatchProgress is disabled"
 )
-
-
-@dataclass(frozen=True)
-class Request:
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: bytes = b""
-
-    @property
-    def is_watch(self) -> bool:
-        return "watch" in self.query
-
-
-@dataclass
-class Answer:
-    """A scripted reply; *cut* ends the connection after that many bytes of the body."""
-
-    status: int
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-    cut: int | None = None
-    hang: bool = False  # send the body's bytes as a stream, then nothing, and stay open
-    matches: Callable[[Request], bool] = lambda _: True
-
-
-def status_body(code: int, reason: str, message: str, **more: Any) -> Object:
-    metadata = more.pop("metadata", {})
-    body = {"kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure"}
-    body |= {"message": message, "reason": reason, **more, "code": code}
-    return body
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -255,6 +223,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = self._version(query)
         if asked is None:
             return None
+        self.ended.clear()  # a kept connection may have had a watch that was ended
         streaming = query.get("sendInitialEvents") == "true"
         if streaming and fake.streaming_lists == "invalid":
             message = (

@@ -21,7 +21,8 @@ from typing import Any
 import trustme
 import yaml
 
-from tests.fakes.apihandler import Answer, Handler, Request, status_body
+from tests.fakes.apianswers import Answer, Request, status_body
+from tests.fakes.apihandler import Handler
 from tests.fakes.apistore import ClusterStore, Object
 
 __all__ = ["Answer", "FakeApiServer", "Request", "certificate_authority", "status_body"]

@@ -70,6 +70,7 @@ class ClusterStore:
         self.version = version
         self.compacted = 0
         self.log: list[Change] = []
+        self._now: dict[str, dict[Key, Object]] = {r.plural: {} for r in RESOURCES}
 
     def put(self, obj: Object, version: int | None = None) -> int:
         """Create or replace an object (its ``kind`` says where); return its resourceVersion."""
@@ -77,11 +78,13 @@ class ClusterStore:
         with self.changed:
             metadata = obj["metadata"]
             key = (metadata.get("namespace", ""), metadata["name"])
-            old = self.state(resource).get(key)
+            now = self._now[resource.plural]
+            old = now.get(key)
             self.version = self.version + 1 if version is None else max(version, self.version)
             new = copy.deepcopy(obj)
             new["metadata"]["resourceVersion"] = str(version or self.version)
             new["metadata"].setdefault("uid", str(uuid4()))
+            now[key] = new
             self.log.append(Change(version or self.version, resource, key, old, new))
             self.changed.notify_all()
             return self.version
@@ -90,7 +93,7 @@ class ClusterStore:
         resource = BY_KIND[kind]
         with self.changed:
             key = (namespace, name)
-            old = copy.deepcopy(self.state(resource)[key])
+            old = copy.deepcopy(self._now[resource.plural].pop(key))
             self.version += 1
             old["metadata"]["resourceVersion"] = str(self.version)
             self.log.append(Change(self.version, resource, key, old, None))
@@ -113,6 +116,8 @@ class ClusterStore:
         """As if etcd had been restored from a backup: other objects, and another counter."""
         with self.changed:
             self.log.clear()
+            for known in self._now.values():
+                known.clear()
             self.version, self.compacted = version, 0
             for obj in objects:
                 self.put(obj)

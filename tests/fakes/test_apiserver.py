@@ -106,9 +106,7 @@ def without_numbers(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", [n for n in recordings.NAMES if not recordings.load(n).is_watch])
-def test_answers_have_the_recorded_status_headers_and_shape(
-    fake: FakeApiServer, name: str
-) -> None:
+def test_answers_have_the_recorded_status_headers_and_shape(fake: FakeApiServer, name: str) -> None:
     recording = recordings.load(name)
     prepare(fake, name)
     body = json.dumps(recording.body).encode() if recording.method == "POST" else b""
@@ -159,7 +157,9 @@ def test_watches_say_the_recorded_lines(fake: FakeApiServer, name: str) -> None:
             version = int(obj["metadata"]["resourceVersion"])
             fake.store.advance(version - 1)
             if line["type"] == "DELETED":
-                fake.store.delete(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
+                fake.store.delete(
+                    obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
+                )
             else:
                 fake.store.put(obj, version=version)
         changes = None
@@ -177,7 +177,7 @@ def test_watches_say_the_recorded_lines(fake: FakeApiServer, name: str) -> None:
     response, raw = ask(fake, "GET", target)
 
     assert recording.status == response.status
-    assert "chunked" == response.headers["Transfer-Encoding"]
+    assert response.headers["Transfer-Encoding"] == "chunked"
     lines = [json.loads(line) for line in raw.splitlines()]
     assert [one["type"] for one in recording.lines] == [one["type"] for one in lines]
     for expected, got in zip(recording.lines, lines, strict=True):
@@ -205,7 +205,7 @@ def test_an_object_that_stops_matching_is_sent_as_deleted(fake: FakeApiServer) -
 
     _, raw = ask(fake, "GET", f"/api/v1/services?{query}&resourceVersion={since}")
 
-    assert ["DELETED"] == [json.loads(line)["type"] for line in raw.splitlines()]
+    assert [json.loads(line)["type"] for line in raw.splitlines()] == ["DELETED"]
 
 
 def test_pages_are_one_snapshot_although_objects_change_in_between(fake: FakeApiServer) -> None:
@@ -215,14 +215,17 @@ def test_pages_are_one_snapshot_although_objects_change_in_between(fake: FakeApi
     token = json.loads(first)["metadata"]["continue"]
     _, second = ask(fake, "GET", f"/api/v1/services?limit=40&continue={token}")
 
-    names = [i["metadata"]["name"] for i in json.loads(first)["items"] + json.loads(second)["items"]]
+    names = [
+        i["metadata"]["name"] for i in json.loads(first)["items"] + json.loads(second)["items"]
+    ]
 
     assert [i["metadata"]["name"] for i in recordings.load("services-list").body["items"]] == names
-    assert json.loads(first)["metadata"]["resourceVersion"] == (
-        json.loads(second)["metadata"]["resourceVersion"]
+    assert (
+        json.loads(first)["metadata"]["resourceVersion"]
+        == (json.loads(second)["metadata"]["resourceVersion"])
     )
 
 
 def test_every_resource_is_found_by_kind_and_path() -> None:
     assert {resource.kind for resource in RESOURCES} == set(BY_KIND)
-    assert "/apis/discovery.k8s.io/v1/endpointslices" == BY_KIND["EndpointSlice"].path
+    assert BY_KIND["EndpointSlice"].path == "/apis/discovery.k8s.io/v1/endpointslices"

@@ -1,4 +1,4 @@
-"""Rule text against the reference, shared/reference/iptables.md; section numbers are its own."""
+"""Rule text against the reference (its iptables.md); section numbers are its own."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from tests.build import endpoint, port, service, slice_, slice_port
 
 SETTINGS = XtablesSettings(random_fully=False, count_invalid=True, count_localhost=True)
 SETTINGS6 = msgspec.structs.replace(SETTINGS, localhost_nodeports=False, count_localhost=False)
-NODE = NodeContext(
-    "node", Family.IPV4, address="192.0.2.1", pod_traffic=PodCIDR("10.1.0.0/16")
-)
+NODE = NodeContext("node", Family.IPV4, address="192.0.2.1", pod_traffic=PodCIDR("10.1.0.0/16"))
 NODE6 = NodeContext("node", Family.IPV6, address="fd00::1", pod_traffic=PodCIDR("fd00:10:1::/48"))
 
 HERE = endpoint("10.1.0.5", node="node")
@@ -745,7 +743,11 @@ def test_no_other_rule_loses_its_comment_in_a_large_cluster(chain):
 
 # --- IPv6 ---
 
-WEB6 = {"cluster_ip": "fd00:96::14", "vips": ["2001:db8::10"], "source_ranges": ["2001:db8:51::/64"]}
+WEB6 = {
+    "cluster_ip": "fd00:96::14",
+    "vips": ["2001:db8::10"],
+    "source_ranges": ["2001:db8:51::/64"],
+}
 HERE6 = endpoint("fd00:10:1::5", node="node")
 
 
@@ -764,8 +766,7 @@ HERE6 = endpoint("fd00:10:1::5", node="node")
         ),
         pytest.param(
             FW,
-            '-m comment --comment "shop/web:http loadbalancer IP" -s 2001:db8:51::/64 '
-            f"-j {EXT}",
+            f'-m comment --comment "shop/web:http loadbalancer IP" -s 2001:db8:51::/64 -j {EXT}',
             id="ranges",
         ),
     ],
@@ -792,10 +793,7 @@ def test_ipv6_endpoints_are_bracketed_where_a_port_follows():
 def count(services):
     compiled = dict(base())
     for svc, endpoints in services:
-        compiled |= {
-            (svc.key, key): value
-            for key, value in objects_of(svc, endpoints).items()
-        }
+        compiled |= {(svc.key, key): value for key, value in objects_of(svc, endpoints).items()}
     tables = {"filter": 0, "nat": 0}
     for key, value in compiled.items():
         key = key if not isinstance(key, tuple) else key[1]
@@ -883,9 +881,7 @@ def test_services_compete_for_address_port_and_protocol(one, other, expected):
 
 def test_services_compete_for_node_ports():
     def keys(name):
-        svc = service(
-            name, cluster_ip=f"10.96.0.{ord(name)}", ports=[port(80, node_port=30080)]
-        )
+        svc = service(name, cluster_ip=f"10.96.0.{ord(name)}", ports=[port(80, node_port=30080)])
         return {k for k in objects(svc) if IptablesCompiler(SETTINGS).exclusive(k)}
 
     assert len(keys("a") & keys("b")) == 1
@@ -894,4 +890,6 @@ def test_services_compete_for_node_ports():
 def test_the_first_of_two_equal_addresses_of_one_service_keeps_it():
     svc = web(external_ips=["192.0.2.10"], vips=["192.0.2.10"])
     found = dispatch(svc, THERE, chain="KUBE-SERVICES", address="192.0.2.10")
-    assert ['-m comment --comment "shop/web:http external IP"'] == [r.split(" -m tcp")[0] for r in found]
+    assert [r.split(" -m tcp")[0] for r in found] == [
+        '-m comment --comment "shop/web:http external IP"'
+    ]

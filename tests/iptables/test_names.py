@@ -27,7 +27,9 @@ P80 = PortKey(ServiceKey("ns1", "svc1"), "p80", Protocol.TCP)
             id="the API",
         ),
         pytest.param(
-            PortKey(ServiceKey("ns", "svc"), "", Protocol.UDP), "HMYKOXKBMOZPKJU5", id="unnamed port"
+            PortKey(ServiceKey("ns", "svc"), "", Protocol.UDP),
+            "HMYKOXKBMOZPKJU5",
+            id="unnamed port",
         ),
     ],
 )

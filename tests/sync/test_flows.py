@@ -98,9 +98,7 @@ def test_a_run_looks_at_what_changed_only(index):
 def test_changed_endpoints_name_every_destination(index):
     index.update(DNS, [route({"10.1.0.2:53"}, node_port=30053)])
     scope = index.take_scope()
-    assert scope == Scope(
-        addresses=frozenset({("10.96.0.10", 53)}), node_ports=frozenset({30053})
-    )
+    assert scope == Scope(addresses=frozenset({("10.96.0.10", 53)}), node_ports=frozenset({30053}))
     assert scope.size == 2
 
 

@@ -54,12 +54,10 @@ def cluster(endpoints, zone=""):
         ),
         pytest.param(EXTERNAL_LOCAL, True, True, id="external Local"),
         pytest.param(
-            TrafficPolicy(external_local=True), True, False, id="external Local, no external address"
+            TrafficPolicy(external_local=True), True, False, id="external Local without a way in"
         ),
         pytest.param(BOTH_LOCAL, True, True, id="both Local"),
-        pytest.param(
-            TrafficPolicy(externally_accessible=True), True, False, id="external Cluster"
-        ),
+        pytest.param(TrafficPolicy(externally_accessible=True), True, False, id="external Cluster"),
     ],
 )
 def test_which_pools_a_policy_uses(policy, cluster_used, local_used):

@@ -223,6 +223,30 @@ def test_a_refused_base_fails_the_pass(world):
     assert not world.run().succeeded
 
 
+def test_a_refused_base_takes_nobody_along(world):
+    world.kernel.refused.add(BASE)
+    report = world.put(*LETTERS).run()
+    assert [BASE] == [entry.owner for entry in report.quarantined]
+    assert world.served() == set()
+    again = world.run()
+    assert (again.succeeded, again.transactions) == (False, 0)
+    world.kernel.refused.clear()
+    world.now += 5
+    assert world.run().succeeded
+    assert world.served() == set(LETTERS)
+
+
+def test_a_refused_removal_is_looked_into_once(world):
+    world.put("a", "b").settle()
+    world.drop("a")
+    world.kernel.refused.add(key("a"))
+    world.run()
+    for _ in range(3):
+        world.now += 400
+        world.run()
+    assert world.kernel.observations == 1
+
+
 def test_a_service_in_quarantine_is_not_tried(world):
     world.put(*LETTERS)
     world.kernel.refused = {key("c")}
@@ -274,6 +298,14 @@ def test_a_change_of_the_node_ends_quarantine_at_once(world):
     world.kernel.refused.clear()
     world.node = ELSEWHERE
     assert world.run().recovered == [key("a")]
+
+
+def test_a_change_of_the_node_tries_a_refused_base_at_once(world):
+    world.kernel.refused = {BASE}
+    world.settle()
+    world.kernel.refused.clear()
+    world.node = ELSEWHERE
+    assert world.run().recovered == [BASE]
 
 
 def test_a_deleted_service_leaves_quarantine(world):
@@ -447,9 +479,7 @@ SHARED = ("front", "203.0.113.1", 80)
 def contest(world, *names_and_ages):
     for number, (name, age) in enumerate(names_and_ages, start=1):
         world.store.put(
-            service(
-                name, cluster_ip=f"10.96.0.{number}", external_ips=["203.0.113.1"], created=age
-            )
+            service(name, cluster_ip=f"10.96.0.{number}", external_ips=["203.0.113.1"], created=age)
         )
     return world
 
@@ -513,6 +543,12 @@ def test_ports_of_one_service_do_not_conflict(world):
     assert world.run().problems == []
 
 
+def test_the_first_of_two_ports_of_one_service_keeps_what_both_want(world):
+    world.store.put(service("a", ports=[port(80, "x"), port(80, "y", "UDP")]))
+    world.run()
+    assert world.kernel.objects["front", "10.96.0.1", 80] == ("default/a:x",)
+
+
 # --- flows ---
 
 
@@ -521,9 +557,7 @@ def test_ports_of_one_service_do_not_conflict(world):
 )
 def test_changed_slices_of_udp_services_make_stale_flows_due(world, protocol, expected):
     world.store.put(service("dns", ports=[port(53, "dns", protocol)]))
-    world.store.put(
-        slice_("dns", endpoint("10.0.0.1"), ports=[slice_port(53, "dns", protocol)])
-    )
+    world.store.put(slice_("dns", endpoint("10.0.0.1"), ports=[slice_port(53, "dns", protocol)]))
     world.run()
     assert expected is (world.reconciler.flows.take_scope() is not None)
 

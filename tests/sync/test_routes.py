@@ -120,9 +120,7 @@ def test_an_unknown_protocol_is_passed_over_and_named():
 
 @pytest.mark.parametrize("kind", ["ClusterIP", "NodePort", "LoadBalancer"])
 def test_every_kind_of_address_counts_for_every_type(kind):
-    svc = service(
-        type=kind, ports=[port(80, node_port=30080)], external_ips=[EXTERNAL], vips=[VIP]
-    )
+    svc = service(type=kind, ports=[port(80, node_port=30080)], external_ips=[EXTERNAL], vips=[VIP])
     found = [(f.kind, f.address, f.port) for f in only_route(svc, HERE).frontends]
     assert found == [
         (FrontendKind.CLUSTER_IP, "10.96.0.1", 80),
@@ -150,7 +148,7 @@ def test_every_kind_of_address_counts_for_every_type(kind):
             id="external IPs switched off",
         ),
         pytest.param(
-            service(vips=[LoadBalancerIngress(VIP, "VIP"), LoadBalancerIngress("1.1.1.1", "Proxy")]),
+            service(vips=[LoadBalancerIngress(VIP, "VIP"), LoadBalancerIngress(EXTERNAL, "Proxy")]),
             NODE,
             FrontendKind.LOAD_BALANCER,
             [VIP],
@@ -322,9 +320,7 @@ def test_masquerading_everything_changes_nothing_for_external_addresses(masquera
             id="ClusterIP without one",
         ),
         pytest.param(
-            service(
-                type="ClusterIP", ports=[port(80, node_port=30080)], external_policy="Local"
-            ),
+            service(type="ClusterIP", ports=[port(80, node_port=30080)], external_policy="Local"),
             False,
             id="ClusterIP with a leftover node port",
         ),
@@ -347,7 +343,7 @@ def test_internal_local_alone_needs_no_cluster_pool():
 def test_internal_local_with_a_node_port_keeps_the_cluster_pool():
     svc = service(type="NodePort", internal_policy="Local", ports=[port(80, node_port=30080)])
     found = only_route(svc, HERE, THERE)
-    assert (2, 1) == (len(found.cluster_endpoints), len(found.local_endpoints))
+    assert (len(found.cluster_endpoints), len(found.local_endpoints)) == (2, 1)
 
 
 def test_external_ips_that_are_switched_off_still_count_as_a_way_in():

@@ -32,7 +32,10 @@ WEB_SLICE = slice_("web", endpoint("10.0.0.1"))
             [service("web")], service("web", ports=[81]), Touched(frozenset({WEB})), id="changed"
         ),
         pytest.param(
-            [], WEB_SLICE, Touched(frozenset({WEB}), frozenset({WEB})), id="slice before its service"
+            [],
+            WEB_SLICE,
+            Touched(frozenset({WEB}), frozenset({(WEB, "IPv4")})),
+            id="slice without service",
         ),
         pytest.param([WEB_SLICE], WEB_SLICE, NOTHING, id="slice again"),
         pytest.param([], slice_(None, endpoint("10.0.0.1"), name="x"), NOTHING, id="orphan slice"),
@@ -40,13 +43,13 @@ WEB_SLICE = slice_("web", endpoint("10.0.0.1"))
         pytest.param(
             [slice_("db", endpoint("10.0.0.1"), name="x")],
             slice_("web", endpoint("10.0.0.1"), name="x"),
-            Touched(frozenset({WEB, DB}), frozenset({WEB, DB})),
+            Touched(frozenset({WEB, DB}), frozenset({(WEB, "IPv4"), (DB, "IPv4")})),
             id="a slice changes hands",
         ),
         pytest.param(
             [slice_("db", endpoint("10.0.0.1"), name="x")],
             slice_(None, endpoint("10.0.0.1"), name="x"),
-            Touched(frozenset({DB}), frozenset({DB})),
+            Touched(frozenset({DB}), frozenset({(DB, "IPv4")})),
             id="a slice loses its owner",
         ),
         pytest.param([], node(), Touched(node=True), id="node"),
@@ -75,7 +78,7 @@ def test_only_what_differs_touches(before, obj, expected):
             [WEB_SLICE],
             Kind.ENDPOINT_SLICE,
             ("default", "web-1"),
-            Touched(frozenset({WEB}), frozenset({WEB})),
+            Touched(frozenset({WEB}), frozenset({(WEB, "IPv4")})),
             id="a slice",
         ),
         pytest.param([], Kind.ENDPOINT_SLICE, ("default", "x"), NOTHING, id="an unknown slice"),
@@ -84,7 +87,11 @@ def test_only_what_differs_touches(before, obj, expected):
         ),
         pytest.param([node()], Kind.NODE, ("", "node"), NOTHING, id="the node"),
         pytest.param(
-            [service_cidr("a")], Kind.SERVICE_CIDR, ("", "a"), Touched(service_cidrs=True), id="CIDR"
+            [service_cidr("a")],
+            Kind.SERVICE_CIDR,
+            ("", "a"),
+            Touched(service_cidrs=True),
+            id="a service CIDR",
         ),
         pytest.param([], Kind.SERVICE_CIDR, ("", "a"), NOTHING, id="an unknown CIDR"),
     ],

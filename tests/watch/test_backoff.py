@@ -18,7 +18,7 @@ class Largest(Random):
 
 def test_the_limit_doubles_up_to_the_largest_pause() -> None:
     backoff = Backoff(Largest(), first_seconds=1.0, limit_seconds=30.0)
-    assert [1, 2, 4, 8, 16, 30, 30] == [backoff.next_seconds() for _ in range(7)]
+    assert [backoff.next_seconds() for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
 
 
 def test_reset_starts_small_again() -> None:
@@ -26,7 +26,7 @@ def test_reset_starts_small_again() -> None:
     backoff.next_seconds()
     backoff.next_seconds()
     backoff.reset()
-    assert 1 == backoff.next_seconds()
+    assert backoff.next_seconds() == 1
 
 
 @pytest.mark.parametrize("attempt", [0, 3, 2000])

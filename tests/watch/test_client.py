@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
 from pykubeproxy.model.objects import Kind
@@ -32,10 +33,10 @@ def put(fake: FakeApiServer, name: str) -> None:
 def test_a_list_is_the_body(fake: FakeApiServer, client: ApiServer) -> None:
     put(fake, "a")
     body = client.list(SERVICES, {"limit": "500"})
-    assert 1 == len(decode_list(Kind.SERVICE, body).objects)
+    assert len(decode_list(Kind.SERVICE, body).objects) == 1
     request = fake.requests[0]
-    assert {"limit": "500"} == request.query
-    assert "Bearer proxy-token" == request.headers["authorization"]
+    assert request.query == {"limit": "500"}
+    assert request.headers["authorization"] == "Bearer proxy-token"
     assert request.headers["user-agent"].startswith("pykubeproxy")
 
 
@@ -43,21 +44,21 @@ def test_large_lists_are_compressed_on_the_way(fake: FakeApiServer, client: ApiS
     for n in range(1500):
         put(fake, f"service-with-a-long-name-{n}")
     body = client.list(SERVICES, {})
-    assert "gzip" == fake.requests[0].headers["accept-encoding"]
-    assert 1500 == len(decode_list(Kind.SERVICE, body).objects)
+    assert fake.requests[0].headers["accept-encoding"] == "gzip"
+    assert len(decode_list(Kind.SERVICE, body).objects) == 1500
 
 
 def test_a_watch_yields_lines_as_they_are_sent(fake: FakeApiServer, client: ApiServer) -> None:
     put(fake, "a")
     stream = client.watch(SERVICES, {"sendInitialEvents": "true"})
     lines = iter(stream)
-    assert "a" == json.loads(next(lines))["object"]["metadata"]["name"]
-    assert "BOOKMARK" == json.loads(next(lines))["type"]
+    assert json.loads(next(lines))["object"]["metadata"]["name"] == "a"
+    assert json.loads(next(lines))["type"] == "BOOKMARK"
     put(fake, "b")
-    assert "b" == json.loads(next(lines))["object"]["metadata"]["name"]
+    assert json.loads(next(lines))["object"]["metadata"]["name"] == "b"
     fake.wait_for_watches(1)
     fake.end_watches()
-    assert [] == list(lines)
+    assert list(lines) == []
     stream.close()
 
 
@@ -73,7 +74,7 @@ def test_lines_are_whole_however_they_are_cut_on_the_way(
         fake.send_line(text[at : at + size])
         at, n = at + size, n + 1
     fake.end_watches()
-    assert [b'{"a":1}', b'{"b":2}', b'{"c":3}'] == list(stream)
+    assert list(stream) == [b'{"a":1}', b'{"b":2}', b'{"c":3}']
 
 
 def test_a_cut_in_mid_line_drops_the_partial_line(fake: FakeApiServer, client: ApiServer) -> None:
@@ -81,7 +82,7 @@ def test_a_cut_in_mid_line_drops_the_partial_line(fake: FakeApiServer, client: A
     fake.wait_for_watches(1)
     fake.send_line(b'{"whole":1}\n')
     lines = iter(stream)
-    assert b'{"whole":1}' == next(lines)
+    assert next(lines) == b'{"whole":1}'
     fake.cut(in_mid_line=True)
     with pytest.raises(StreamCut):
         next(lines)
@@ -91,7 +92,7 @@ def test_a_partial_line_before_a_clean_end_is_dropped(
     fake: FakeApiServer, client: ApiServer
 ) -> None:
     fake.answer_next(Answer(200, b'{"whole":1}\n{"half":', {"Content-Type": "application/json"}))
-    assert [b'{"whole":1}'] == list(client.watch(SERVICES, {}))
+    assert list(client.watch(SERVICES, {})) == [b'{"whole":1}']
 
 
 def test_a_half_open_stream_is_noticed(fake: FakeApiServer, client: ApiServer) -> None:
@@ -160,12 +161,10 @@ def test_error_answers_map_to_errors(
     with pytest.raises(expected, match="because") as caught:
         client.list(SERVICES, {})
     if isinstance(caught.value, WatchThrottled):
-        assert 3 == caught.value.retry_after_seconds
+        assert caught.value.retry_after_seconds == 3
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in recordings.NAMES if recordings.load(n).status >= 400]
-)
+@pytest.mark.parametrize("name", [n for n in recordings.NAMES if recordings.load(n).status >= 400])
 def test_recorded_refusals_are_told_in_their_own_words(
     fake: FakeApiServer, client: ApiServer, name: str
 ) -> None:
@@ -186,8 +185,6 @@ def test_a_server_that_is_not_there(fake: FakeApiServer, client: ApiServer) -> N
 
 def test_a_certificate_of_nobody_we_know(fake: FakeApiServer, tmp_path: Path) -> None:
     path = fake.write_kubeconfig(tmp_path)
-    import trustme
-
     (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
     stranger = ApiServer.from_flags(str(path), None)
     with pytest.raises(WatchError, match="certificate-authority"):
@@ -208,8 +205,9 @@ def test_a_rotated_token_file_is_presented_by_the_next_request(
     (tmp_path / "token").write_text("fresh\n")
     client.list(SERVICES, {})
     client.close()
-    assert ["Bearer proxy-token", "Bearer fresh"] == [
-        request.headers["authorization"] for request in fake.requests
+    assert [request.headers["authorization"] for request in fake.requests] == [
+        "Bearer proxy-token",
+        "Bearer fresh",
     ]
 
 
@@ -236,9 +234,7 @@ def test_a_kubeconfig_that_broke_since_is_an_error_of_the_request(
     client.close()
 
 
-def test_master_overrides_the_server_of_the_kubeconfig(
-    fake: FakeApiServer, tmp_path: Path
-) -> None:
+def test_master_overrides_the_server_of_the_kubeconfig(fake: FakeApiServer, tmp_path: Path) -> None:
     path = fake.write_kubeconfig(tmp_path, cluster={"server": "https://nowhere.test"})
     client = ApiServer.from_flags(str(path), fake.url)
     client.list(SERVICES, {})
@@ -251,8 +247,8 @@ def test_master_overrides_the_server_of_the_kubeconfig(
 def test_an_event_is_posted(fake: FakeApiServer, client: ApiServer) -> None:
     event = {"metadata": {"generateName": "x-"}, "reason": "Starting", "action": "StartKubeProxy"}
     client.create_event("default", event)
-    assert "/apis/events.k8s.io/v1/namespaces/default/events" == fake.requests[0].path
-    assert "Starting" == fake.events[0]["reason"]
+    assert fake.requests[0].path == "/apis/events.k8s.io/v1/namespaces/default/events"
+    assert fake.events[0]["reason"] == "Starting"
 
 
 def test_a_refused_event_is_an_error(fake: FakeApiServer, client: ApiServer) -> None:
@@ -284,7 +280,7 @@ def test_close_ends_requests_that_wait_for_an_answer(
     hanging.wait_until(lambda: bool(hanging.requests))
     client.close()
     thread.join(10)
-    assert 1 == len(errors)
+    assert len(errors) == 1
 
 
 def test_requests_after_close_fail(client: ApiServer) -> None:

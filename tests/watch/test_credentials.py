@@ -57,17 +57,17 @@ def says(token: str, expiry: str = "2099-01-01T00:00:00Z") -> str:
 
 def test_a_token_is_presented(tmp_path: Path) -> None:
     credentials = from_kubeconfig(kubeconfig(tmp_path, {"token": "mine"}))
-    assert "Bearer mine" == credentials.authorization()
-    assert "https://one.test" == credentials.server
+    assert credentials.authorization() == "Bearer mine"
+    assert credentials.server == "https://one.test"
     assert "user me" in credentials.description
 
 
 def test_another_context_can_be_chosen(tmp_path: Path) -> None:
     credentials = from_kubeconfig(kubeconfig(tmp_path, {}), context="two")
-    assert ("https://two.test", "Bearer yours") == (
+    assert (
         credentials.server,
         credentials.authorization(),
-    )
+    ) == ("https://two.test", "Bearer yours")
 
 
 def test_a_context_without_user_presents_nothing(tmp_path: Path) -> None:
@@ -78,15 +78,15 @@ def test_a_context_without_user_presents_nothing(tmp_path: Path) -> None:
 def test_a_token_file_is_read_again_for_every_request(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("first\n")
     credentials = from_kubeconfig(kubeconfig(tmp_path, {"tokenFile": "token"}))
-    assert "Bearer first" == credentials.authorization()
+    assert credentials.authorization() == "Bearer first"
     (tmp_path / "token").write_text("second\n")
-    assert "Bearer second" == credentials.authorization()
+    assert credentials.authorization() == "Bearer second"
 
 
 def test_a_token_file_goes_before_a_token(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("file")
     credentials = from_kubeconfig(kubeconfig(tmp_path, {"tokenFile": "token", "token": "text"}))
-    assert "Bearer file" == credentials.authorization()
+    assert credentials.authorization() == "Bearer file"
 
 
 @pytest.mark.parametrize("state", ["missing", "empty"])
@@ -94,12 +94,12 @@ def test_a_token_file_in_rotation_leaves_the_last_token(tmp_path: Path, state: s
     path = tmp_path / "token"
     path.write_text("good")
     token_file = TokenFile(path)
-    assert "good" == token_file.read()
+    assert token_file.read() == "good"
     if state == "missing":
         path.unlink()
     else:
         path.write_text("")
-    assert "good" == token_file.read()
+    assert token_file.read() == "good"
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])
@@ -113,14 +113,14 @@ def test_a_token_file_without_token_is_named(tmp_path: Path, content: str | None
 
 def test_an_exec_plugin_is_asked_for_a_token(tmp_path: Path) -> None:
     credentials = from_kubeconfig(kubeconfig(tmp_path, plugin(tmp_path, says("made"))))
-    assert "Bearer made" == credentials.authorization()
+    assert credentials.authorization() == "Bearer made"
 
 
 def test_an_expired_exec_token_is_renewed(tmp_path: Path) -> None:
     user = plugin(tmp_path, says("old", "2001-01-01T00:00:00Z"))
     credentials = from_kubeconfig(kubeconfig(tmp_path, user))
     plugin(tmp_path, says("new"))
-    assert "Bearer new" == credentials.authorization()
+    assert credentials.authorization() == "Bearer new"
 
 
 def test_an_exec_plugin_that_fails_is_named_when_a_request_needs_it(tmp_path: Path) -> None:
@@ -132,11 +132,11 @@ def test_an_exec_plugin_that_fails_is_named_when_a_request_needs_it(tmp_path: Pa
 def test_master_replaces_the_server_only(tmp_path: Path) -> None:
     path = kubeconfig(tmp_path, {"token": "mine"})
     credentials = from_kubeconfig(path, master="https://other.test:8443/")
-    assert ("https://other.test:8443", "Bearer mine") == (
+    assert (
         credentials.server,
         credentials.authorization(),
-    )
-    assert "https://other.test:8443" == credentials.server  # also after a renewal hook ran
+    ) == ("https://other.test:8443", "Bearer mine")
+    assert credentials.server == "https://other.test:8443"  # also after a renewal hook ran
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,11 @@ def test_trust_and_proxy_settings_are_taken_over(tmp_path: Path) -> None:
         },
     )
     configuration = from_kubeconfig(path).configuration
-    assert (False, "inner", "http://p.test") == (
+    assert (
         configuration.verify_ssl,
         configuration.tls_server_name,
         configuration.proxy,
-    )
+    ) == (False, "inner", "http://p.test")
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ def test_in_cluster_reads_the_rotating_token(
     token.write_text("first\n")
     authority.write_text("certificate")
     credentials = in_cluster(str(token), str(authority))
-    assert "https://[fd00::1]:443" == credentials.server
-    assert "Bearer first" == credentials.authorization()
+    assert credentials.server == "https://[fd00::1]:443"
+    assert credentials.authorization() == "Bearer first"
     token.write_text("second\n")
-    assert "Bearer second" == credentials.authorization()
+    assert credentials.authorization() == "Bearer second"
 
 
 def test_outside_of_a_pod_a_kubeconfig_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_a_version_the_server_has_not_reached_is_told_apart() -> None:
     assert status is not None
     error = error_for(status, "list", SLICES, SERVER)
     assert isinstance(error, VersionAhead)
-    assert 1.0 == error.retry_after_seconds
+    assert error.retry_after_seconds == 1.0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def still() -> float:
 def test_pages_are_put_together_and_only_the_first_names_a_version() -> None:
     api = ScriptedApi(listing(service("a"), token="next"), listing(service("b")))
     result = list_in_pages(api, TARGET, "0")
-    assert ["a", "b"] == [obj.metadata.name for obj in result.objects]
+    assert [obj.metadata.name for obj in result.objects] == ["a", "b"]
     first, second = (query for _, query in api.asked)
     assert {**TARGET.selectors, "limit": "500", "resourceVersion": "0"} == first
     assert {**TARGET.selectors, "limit": "500", "continue": "next"} == second
@@ -53,15 +53,15 @@ def test_an_expired_continue_token_leads_to_one_unpaged_list() -> None:
         listing(service("b"), version=20),
     )
     result = list_in_pages(api, TARGET, None)
-    assert ["b"] == [obj.metadata.name for obj in result.objects]
-    assert "20" == result.resource_version
+    assert [obj.metadata.name for obj in result.objects] == ["b"]
+    assert result.resource_version == "20"
     assert TARGET.selectors == api.asked[-1][1]
 
 
 def test_malformed_items_of_all_pages_are_reported() -> None:
     api = ScriptedApi(listing(service("a", port="x"), token="n"), listing(service("b", port=0)))
     result = list_in_pages(api, TARGET, None)
-    assert ["a", "b"] == [bad.key.name for bad in result.malformed if bad.key]
+    assert [bad.key.name for bad in result.malformed if bad.key] == ["a", "b"]
 
 
 def test_a_cut_body_delivers_nothing() -> None:
@@ -95,21 +95,21 @@ def test_a_streaming_list_is_asked_for_as_kep_3157_says() -> None:
         "allowWatchBookmarks": "true",
         "timeoutSeconds": "400",
     } == api.asked[0][1]
-    assert [10.0] == stream.read_seconds
+    assert stream.read_seconds == [10.0]
 
 
 def test_a_watch_resumes_with_bookmarks() -> None:
     api = ScriptedApi(ScriptedStream())
     open_watch(api, TARGET, "77", 400)
-    assert "77" == api.asked[0][1]["resourceVersion"]
-    assert "true" == api.asked[0][1]["allowWatchBookmarks"]
+    assert api.asked[0][1]["resourceVersion"] == "77"
+    assert api.asked[0][1]["allowWatchBookmarks"] == "true"
 
 
 def test_initial_events_end_with_their_bookmark_and_leave_the_rest() -> None:
     lines = iter([added("a", 1), added("b", 2), bookmark(9, end=True), added("live", 10)])
     result = initial_listing(ScriptedApi(), TARGET, lines, still)
-    assert ["a", "b"] == [obj.metadata.name for obj in result.objects]
-    assert "9" == result.resource_version
+    assert [obj.metadata.name for obj in result.objects] == ["a", "b"]
+    assert result.resource_version == "9"
     assert [added("live", 10)] == list(lines)
 
 
@@ -118,7 +118,7 @@ def test_changes_among_initial_events_are_folded_in() -> None:
         [added("a", 1), added("b", 2), deleted("a", 3), added("c", 4, port="x"), bookmark(9, True)]
     )
     result = initial_listing(ScriptedApi(), TARGET, lines, still)
-    assert ["b"] == [obj.metadata.name for obj in result.objects]
+    assert [obj.metadata.name for obj in result.objects] == ["b"]
     assert [ObjectKey("default", "c")] == [bad.key for bad in result.malformed]
 
 
@@ -141,9 +141,7 @@ def test_initial_events_that_do_not_end_well(
     lines: list[bytes], ending: WatchError | None, expected: type[WatchError]
 ) -> None:
     with pytest.raises(expected):
-        initial_listing(
-            ScriptedApi(), TARGET, iter(ScriptedStream(*lines, ending=ending)), still
-        )
+        initial_listing(ScriptedApi(), TARGET, iter(ScriptedStream(*lines, ending=ending)), still)
 
 
 def test_initial_events_have_a_deadline() -> None:

@@ -22,7 +22,7 @@ def test_events_come_out_once_and_in_order() -> None:
     for name in "abc":
         mailbox.put(gone(name))
     assert [gone("a"), gone("b"), gone("c")] == mailbox.drain()
-    assert [] == mailbox.drain()
+    assert mailbox.drain() == []
 
 
 def test_wait_returns_at_once_while_something_is_in() -> None:
@@ -35,7 +35,7 @@ def test_wait_returns_at_once_while_something_is_in() -> None:
 def test_wait_without_events_ends_with_its_time() -> None:
     mailbox = Mailbox()
     mailbox.wait(0.001)
-    assert [] == mailbox.drain()
+    assert mailbox.drain() == []
 
 
 def test_wake_before_wait_is_not_lost_and_counts_once() -> None:
@@ -43,7 +43,7 @@ def test_wake_before_wait_is_not_lost_and_counts_once() -> None:
     mailbox.wake()
     mailbox.wait(None)
     mailbox.wait(0.001)  # would hang the next reader at None if the wake were still there
-    assert [] == mailbox.drain()
+    assert mailbox.drain() == []
 
 
 @pytest.mark.parametrize("how", ["put", "wake"])
@@ -72,7 +72,7 @@ def test_many_writers_lose_nothing() -> None:
     for one in writers:
         one.join()
     events = mailbox.drain()
-    assert 800 == len(events)
+    assert len(events) == 800
     for writer in range(4):
         mine = [e.key.name for e in events if e.key.name.startswith(f"{writer}-")]
         assert [f"{writer}-{n}" for n in range(200)] == mine

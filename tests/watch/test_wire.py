@@ -41,7 +41,7 @@ def test_recorded_lists_are_read_whole(name: str, kind: Kind) -> None:
     result = decode_list(kind, recording.raw())
     expected = [item["metadata"]["name"] for item in recording.body["items"]]
     assert expected == [obj.metadata.name for obj in result.objects]
-    assert () == result.malformed
+    assert result.malformed == ()
     assert recording.body["metadata"]["resourceVersion"] == result.resource_version
 
 
@@ -55,7 +55,7 @@ def test_a_page_says_where_the_next_one_begins() -> None:
 
 def test_null_items_are_an_empty_list() -> None:
     body = b'{"kind":"ServiceList","metadata":{"resourceVersion":"5"},"items":null}'
-    assert () == decode_list(Kind.SERVICE, body).objects
+    assert decode_list(Kind.SERVICE, body).objects == ()
 
 
 def with_spec(**changes: Any) -> dict[str, Any]:
@@ -69,7 +69,9 @@ MALFORMED_SERVICES = [
     pytest.param(service("bad", port="80"), NAMED, "`$.spec.ports[0].port`", id="port as text"),
     pytest.param(service("bad", port=0), NAMED, "port 0 is outside 1-65535", id="port 0"),
     pytest.param(service("bad", port=70000), NAMED, "port 70000 is outside", id="port too large"),
-    pytest.param(service("bad", port=2**70), NAMED, "$.spec.ports[0].port", id="port beyond 64 bit"),
+    pytest.param(
+        service("bad", port=2**70), NAMED, "$.spec.ports[0].port", id="port beyond 64 bit"
+    ),
     pytest.param(
         with_spec(ports=[{"port": 1, "protocol": "ICMP"}]), NAMED, "'ICMP'", id="unknown protocol"
     ),
@@ -97,7 +99,7 @@ def test_a_malformed_item_is_named_and_the_others_are_read(
     item: Any, key: ObjectKey | None, reason: str
 ) -> None:
     result = decode_list(Kind.SERVICE, listing(service("good"), item, service("also")))
-    assert ["good", "also"] == [obj.metadata.name for obj in result.objects]
+    assert [obj.metadata.name for obj in result.objects] == ["good", "also"]
     assert [key] == [bad.key for bad in result.malformed]
     assert reason in result.malformed[0].reason
 
@@ -152,13 +154,13 @@ def test_lines_of_every_type_are_told_apart() -> None:
     first = decode_line(Kind.SERVICE, added("a", 7))
     assert isinstance(first, Changed)
     assert isinstance(first.object, Service)
-    assert "7" == first.resource_version
+    assert first.resource_version == "7"
     assert Deleted(ObjectKey("default", "a"), "8") == decode_line(Kind.SERVICE, deleted("a", 8))
     assert Bookmark("9", False) == decode_line(Kind.SERVICE, bookmark(9))
     assert Bookmark("9", True) == decode_line(Kind.SERVICE, bookmark(9, end=True))
     error = decode_line(Kind.SERVICE, failure(410, "Expired"))
     assert isinstance(error, Failure)
-    assert 410 == error.status.code
+    assert error.status.code == 410
 
 
 def test_a_deletion_is_read_although_its_object_is_malformed() -> None:
@@ -169,7 +171,7 @@ def test_a_deletion_is_read_although_its_object_is_malformed() -> None:
 def test_a_malformed_object_still_advances_the_resource_version() -> None:
     result = decode_line(Kind.SERVICE, added("a", 33, port="x"))
     assert isinstance(result, Malformed)
-    assert "33" == result.resource_version
+    assert result.resource_version == "33"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,9 @@ def test_a_malformed_object_still_advances_the_resource_version() -> None:
         pytest.param(added("a", 1)[:-3], id="cut off"),
         pytest.param(b'{"type":"NEWS","object":{}}', id="unknown type"),
         pytest.param(b'{"object":{}}', id="no type"),
-        pytest.param(b'{"type":"BOOKMARK","object":{"metadata":{}}}', id="bookmark without version"),
+        pytest.param(
+            b'{"type":"BOOKMARK","object":{"metadata":{}}}', id="bookmark without version"
+        ),
         pytest.param(b"404 page not found", id="text"),
     ],
 )
@@ -198,7 +202,7 @@ def test_recorded_watches_are_read(name: str) -> None:
 def test_a_status_tells_code_reason_and_pause() -> None:
     status = decode_status(recordings.load("services-list-future").raw())
     assert status is not None
-    assert (504, "Timeout", 1) == (status.code, status.reason, status.retry_after_seconds)
+    assert (status.code, status.reason, status.retry_after_seconds) == (504, "Timeout", 1)
 
 
 @pytest.mark.parametrize("body", [b"404 page not found\n", b"{}", b"\xff", b"[1]"])
@@ -221,7 +225,7 @@ def test_ten_thousand_slices_take_well_under_half_a_second() -> None:
         result = decode_list(Kind.ENDPOINT_SLICE, raw)
         seconds.append(time.perf_counter() - began)
 
-    assert 10_000 == len(result.objects)
+    assert len(result.objects) == 10_000
     assert isinstance(result.objects[0], EndpointSlice)
-    assert 5 == len(result.objects[0].endpoints or ())
+    assert len(result.objects[0].endpoints or ()) == 5
     assert min(seconds) < 0.5

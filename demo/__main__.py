@@ -1,0 +1,124 @@
+"""Options, preconditions, signals and exit statuses of the demo; the story is in `story`.
+
+Exit status 0: everything shown was as it should be. 1: something was not, the text says what.
+2: the demo cannot run here. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["main"]
+
+_TOOLS = ("ip", "nsenter", "iptables-save", "iptables-restore")
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    options = _parser().parse_args(argv)
+    # A root shell that came from plain `su` does not find the iptables tools.
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    if problem := _why_not_here():
+        sys.stderr.write(f"demo: {problem}\n")
+        return 2
+
+    from demo.screen import Screen
+    from demo.stage import Stage, Unmet
+    from demo.story import tell
+    from e2e.lab import LabError
+
+    began = time.monotonic()
+    screen = Screen(sys.stdout, fast=options.fast)
+    try:
+        with _endings() as no_more, Stage(options.variant) as stage:
+            try:
+                tell(stage, screen, keep=options.keep)
+            finally:
+                no_more()
+    except KeyboardInterrupt:
+        sys.stderr.write("\ndemo: interrupted; everything it made has been removed\n")
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`make demo | head`): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Unmet, LabError) as error:
+        sys.stderr.write(f"\ndemo: {error}\n")
+        return 1
+    if left := stage.leftovers():
+        sys.stderr.write(f"demo: still there: {', '.join(left)}\n")
+        return 1
+    screen.check(
+        f"namespaces and processes of the demo are gone ({time.monotonic() - began:.0f} s in all)"
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo",
+        description="A node, five pods and a client in network namespaces, the real daemon on "
+        "examples/, and real connections that show what it does.",
+    )
+    parser.add_argument(
+        "--variant",
+        choices=("auto", "nft", "legacy"),
+        default="auto",
+        help="which iptables tools the daemon uses (default: it finds out)",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="before the end, leave everything running to look around, until Ctrl-C",
+    )
+    parser.add_argument("--fast", action="store_true", help="no pauses for reading")
+    return parser
+
+
+def _why_not_here() -> str:
+    """One sentence about what the demo lacks on this machine, or nothing."""
+    if os.geteuid() != 0:
+        return (
+            "making network namespaces needs root; run `make demo` (it asks sudo), "
+            "or this command as root"
+        )
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if missing:
+        return f"these programs are missing: {', '.join(missing)}; `make setup` installs them"
+    return ""
+
+
+@contextmanager
+def _endings() -> Iterator[Callable[[], None]]:
+    """Let the first of the ending signals unwind the story, and no second one disturb that.
+
+    Yields what to call when the unwinding begins without a signal.
+    """
+
+    def no_more() -> None:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        no_more()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
+    try:
+        yield no_more
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

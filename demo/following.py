@@ -1,0 +1,104 @@
+"""How long a change takes until new connections follow it, measured with connections."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
+from itertools import count
+from typing import NamedTuple
+
+from demo.stage import Stage, Unmet, who
+from e2e.lab import Reply
+
+__all__ = ["Followed", "follow", "judge"]
+
+_EVERY_SECONDS = 0.001  # a probe is begun this often
+_PAST_SECONDS = 0.3  # how much must be known after the moment that counts
+_PATIENCE_SECONDS = 5.0
+
+
+class Outcome(NamedTuple):
+    """Who answered the probe that began at *started*, in seconds after the change."""
+
+    started: float
+    name: str
+
+
+class Followed(NamedTuple):
+    """*seconds* until connections followed; *lost* met neither the old state nor the new one."""
+
+    seconds: float
+    probes: int
+    lost: int
+
+
+def judge(
+    outcomes: Collection[Outcome],
+    before: Collection[str],
+    after: Collection[str],
+) -> Followed | None:
+    """When the state *before* was over and somebody new had answered; ``None``: not yet.
+
+    A probe counts at the moment it was begun. Names in both states prove nothing.
+    """
+    wrong = [one.started for one in outcomes if one.name not in after]
+    last_wrong = max(wrong, default=-1.0)
+    right = sorted(one.started for one in outcomes if one.started > last_wrong)
+    news = set(after) - set(before)
+    new = [one.started for one in outcomes if one.name in news]
+    if not right or (news and not new):
+        return None
+    seconds = max(right[0], min(new, default=0.0))
+    lost = sum(one.name not in {*before, *after} for one in outcomes)
+    return Followed(seconds, len(outcomes), lost)
+
+
+def follow(
+    stage: Stage,
+    sender: str,
+    target: str,
+    port: int,
+    change: Callable[[], None],
+    before: Collection[str],
+    after: Collection[str],
+) -> Followed:
+    """Make *change* while connecting every millisecond, until connections follow it for good.
+
+    Raises:
+        Unmet: they did not in time.
+    """
+    ticks = _ticks()
+    under_way: list[tuple[float, Future[Reply]]] = []
+    outcomes: list[Outcome] = []
+    change()
+    began = time.monotonic()
+    while True:
+        next(ticks)
+        now = time.monotonic() - began
+        under_way.append((now, stage.lab.start_probe(sender, target, port)))
+        still_open = []
+        for at, probe in under_way:
+            if probe.done():
+                outcomes.append(Outcome(at, who(probe.result())))
+            else:
+                still_open.append((at, probe))
+        under_way = still_open
+        oldest_open = under_way[0][0] if under_way else now
+        followed = judge(outcomes, before, after)
+        if followed is not None and oldest_open - followed.seconds >= _PAST_SECONDS:
+            return followed
+        if now > _PATIENCE_SECONDS:
+            raise Unmet(
+                f"connections to {target} port {port} did not follow within "
+                f"{_PATIENCE_SECONDS:g} s: wanted {sorted(after)}, the last were answered by "
+                f"{sorted({one.name for one in outcomes[-20:]})}\n{stage.last_words()}"
+            )
+
+
+def _ticks() -> Iterator[int]:
+    pause = threading.Event()  # never set
+    for number in count():
+        yield number
+        pause.wait(_EVERY_SECONDS)

@@ -1,0 +1,86 @@
+"""Every recorded answer of a real kube-apiserver is taken as it should be, and survived."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster.api import StandIn
+from e2e.cluster.objects import put_web
+from e2e.cluster.process import ApiDaemon, eventually
+from e2e.cluster.replay import Replay, Scene
+from e2e.lab import Lab
+from tests.fakes import recordings
+from tests.fakes.apiserver import certificate_authority
+
+LISTED = "default/webapp"  # a Service that every recorded listing has
+# Where in the conversation each recording is told. What is not here answers a list of Services.
+SCENES: dict[str, Scene] = {
+    "services-page-1": {"list": "services-page-1"},
+    "services-page-2": {"list": "services-page-1"},
+    "services-continue-expired": {"list": "services-page-1", "page": "services-continue-expired"},
+    "services-bad-continue": {"list": "services-page-1", "page": "services-bad-continue"},
+    "services-watch": {"watch": "services-watch"},
+    "services-watch-future": {},
+    "services-watch-too-old": {"watch": "services-watch-too-old"},
+    "services-watch-too-old-410": {"watch": "services-watch-too-old-410"},
+    "services-watchlist": {"stream": "services-watchlist"},
+    "services-watchlist-unsupported": {},
+    "endpointslices-list": {},
+    "endpointslices-watch": {"slices-watch": "endpointslices-watch"},
+    "nodes-list-one": {},
+    "event-create": {},
+}
+# Refusals, and answers that are no list of Services: until a good one comes nothing is written.
+NO_LIST = {
+    "node-get",
+    "node-missing",
+    "nodes-forbidden",
+    "not-a-path",
+    "readyz",
+    "servicecidrs-list",
+    "services-bad-continue",
+    "services-bad-rv",
+    "services-list-exact-too-old-410",
+    "services-list-future",
+    "services-unauthorized",
+    "version",
+}
+
+
+def test_every_recording_has_its_place() -> None:
+    assert set(SCENES) | NO_LIST <= set(recordings.NAMES)
+
+
+@pytest.mark.parametrize("name", recordings.NAMES)
+def test_a_recorded_answer_is_survived(lab: Lab, tmp_path: Path, name: str) -> None:
+    stand_in = StandIn(lab, tmp_path)
+    stand_in.stop()
+    scene = SCENES.get(name, {"list": name})
+    port, authority = stand_in.server.port, certificate_authority()
+    replay: Replay = lab.in_namespace("node", lambda: Replay(scene, authority, port))
+    daemon = ApiDaemon(lab, stand_in.kubeconfig, tmp_path, "--hostname-override=node-0")
+    try:
+        daemon.start(wait=name not in NO_LIST)
+        replay.wait_for_reaction(name)
+        if name in NO_LIST:
+            assert not daemon.synced()
+            assert "KUBE-SERVICES" not in daemon.chains()
+        else:
+            assert daemon.rules_about(LISTED)
+        replay.close()
+
+        # The same cluster, later: another Service, and history up to here is gone.
+        stand_in.store.advance(10_000)
+        address = put_web(stand_in, "p1", cluster_ip="10.96.0.200")
+        stand_in.store.compact()
+        stand_in.start()
+        eventually(lambda: daemon.answered_by(address) == "p1", "a good server is followed", 40)
+        eventually(lambda: not daemon.rules_about(LISTED), "what it does not have is gone", 40)
+        assert daemon.runs
+        assert "Traceback" not in daemon.text()
+    finally:
+        replay.close()
+        daemon.stop()
+        stand_in.close()

@@ -1,0 +1,146 @@
+"""Finding out what this node uses, and taking everything of ours out, with the tools faked."""
+
+from __future__ import annotations
+
+import pytest
+
+from pykubeproxy.errors import Unsupported
+from pykubeproxy.host.exec import Finished, NotStarted
+from pykubeproxy.iptables import node
+from pykubeproxy.iptables.node import available_tools, clean_up, detect_variant, random_fully
+from pykubeproxy.iptables.tools import Tools
+from pykubeproxy.iptables.variant import Variant
+from pykubeproxy.model.kinds import Family
+from tests.fakes.xtables import Xtables
+
+
+class Host:
+    """A machine with both variants for both families, each a kernel of its own in memory."""
+
+    def __init__(self, monkeypatch, *, missing=(), suffixed=True, legacy_in_use=True):
+        self.kernels = {
+            f"{stem}-{variant}": Xtables(version, nft=variant == "nft")
+            for stem, version in (("iptables", 4), ("ip6tables", 6))
+            for variant in ("nft", "legacy")
+        }
+        self.missing = set(missing)
+        self.suffixed = suffixed
+        tables = ["nat"] if legacy_in_use else []
+        monkeypatch.setattr(node, "_legacy_tables", lambda _family: tables)
+        monkeypatch.setattr(node, "_has_ipv6", lambda: True)
+
+    def run(self, argv, input=None, timeout_seconds=60.0):
+        name = argv[0].removesuffix("-restore").removesuffix("-save")
+        if not self.suffixed:
+            if name.endswith(("-nft", "-legacy")):
+                return NotStarted(f"{name}: not found")
+            name += "-nft"
+        if name in self.missing:
+            return NotStarted(f"{name}: not found")
+        if "--version" in argv:
+            how = "nf_tables" if name.endswith("-nft") else "legacy"
+            return Finished(0, f"iptables v1.8.9 ({how})\n".encode(), b"")
+        return self.kernels[name].run(argv, input, timeout_seconds)
+
+    def fill(self, name, table, *chains):
+        lines = [f":{chain} - [0:0]" for chain in chains]
+        text = "\n".join([f"*{table}", *lines, "COMMIT", ""])
+        done = self.kernels[name].run([f"{name}-restore", "--noflush"], text.encode(), 5)
+        assert done.exit_status == 0, done
+
+    def chains(self, name, table):
+        return set(self.kernels[name].state().get(table, {}))
+
+
+@pytest.fixture
+def host(monkeypatch):
+    return Host(monkeypatch)
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+def test_kubelets_hint_decides(host, variant):
+    host.fill(f"iptables-{variant}", "mangle", "KUBE-IPTABLES-HINT")
+    assert detect_variant("auto", host.run).variant is variant
+
+
+def test_without_any_rule_nft_is_taken(host):
+    assert detect_variant("auto", host.run).variant is Variant.NFT
+
+
+def test_legacy_tools_are_not_touched_where_no_legacy_table_exists(monkeypatch):
+    host = Host(monkeypatch, legacy_in_use=False)
+    detect_variant("auto", host.run)
+    assert not host.kernels["iptables-legacy"].calls
+
+
+def test_only_one_variant_installed(monkeypatch):
+    host = Host(monkeypatch, missing=["iptables-nft", "ip6tables-nft", "iptables", "ip6tables"])
+    assert detect_variant("auto", host.run).variant is Variant.LEGACY
+
+
+def test_no_tool_at_all_is_said(monkeypatch):
+    names = [f"{s}{v}" for s in ("iptables", "ip6tables") for v in ("", "-nft", "-legacy")]
+    host = Host(monkeypatch, missing=names)
+    with pytest.raises(Unsupported, match="install the iptables package"):
+        detect_variant("auto", host.run)
+
+
+def test_plain_programs_are_used_where_there_are_no_others(monkeypatch):
+    host = Host(monkeypatch, suffixed=False)
+    tools = available_tools(Variant.NFT, host.run)
+    assert ["iptables-restore", "--noflush", "-w"] == tools[Family.IPV4].restore()[:3]
+
+
+def test_a_family_that_does_not_work_is_left_out(monkeypatch):
+    host = Host(monkeypatch, missing=["ip6tables-nft", "ip6tables"])
+    assert [Family.IPV4] == list(available_tools(Variant.NFT, host.run))
+
+
+def test_ipv6_switched_off_is_left_out(host, monkeypatch):
+    monkeypatch.setattr(node, "_has_ipv6", lambda: False)
+    assert [Family.IPV4] == list(available_tools(Variant.NFT, host.run))
+
+
+def test_no_family_at_all_is_said(monkeypatch):
+    missing = ["iptables-nft", "iptables", "ip6tables-nft", "ip6tables"]
+    host = Host(monkeypatch, missing=missing)
+    with pytest.raises(Unsupported, match="no usable IP family"):
+        available_tools(Variant.NFT, host.run)
+
+
+def test_full_port_randomization_is_asked_of_the_tool(host):
+    assert random_fully(Tools(Family.IPV4, Variant.NFT), host.run)
+
+
+def test_cleaning_up_takes_ours_and_leaves_the_rest(host):
+    for name in host.kernels:
+        host.fill(name, "nat", "KUBE-SERVICES", "KUBE-SVC-AAAAAAAAAAAAAAAA", "THEIRS")
+        host.fill(name, "filter", "KUBE-FORWARD", "KUBE-FIREWALL")
+        host.fill(name, "mangle", "KUBE-PROXY-CANARY", "KUBE-KUBELET-CANARY")
+        host.kernels[name].run([name, "-t", "nat", "-I", "OUTPUT", "-j", "KUBE-SERVICES"], None, 5)
+    removed, problems = clean_up(host.run)
+    assert problems == []
+    assert set(removed.values()) == {4}
+    for name in host.kernels:
+        assert {"THEIRS"} == {
+            c for c in host.chains(name, "nat") if not c.isupper() or "THEIR" in c
+        }
+        assert not [c for c in host.chains(name, "nat") if c.startswith("KUBE-")]
+        assert {"KUBE-FIREWALL"} == {c for c in host.chains(name, "filter") if "KUBE" in c}
+        assert {"KUBE-KUBELET-CANARY"} == {c for c in host.chains(name, "mangle") if "KUBE" in c}
+
+
+def test_cleaning_up_twice_finds_nothing(host):
+    host.fill("iptables-nft", "nat", "KUBE-SERVICES")
+    clean_up(host.run)
+    assert ({}, []) == clean_up(host.run)
+
+
+def test_a_table_that_cannot_be_cleaned_is_named(host):
+    host.fill("iptables-nft", "nat", "KUBE-SERVICES", "THEIRS")
+    host.kernels["iptables-nft"].run(
+        ["iptables-nft", "-t", "nat", "-A", "THEIRS", "-j", "KUBE-SERVICES"], None, 5
+    )
+    _, problems = clean_up(host.run)
+    assert len(problems) == 1
+    assert "iptables-nft-restore, table nat" in problems[0]

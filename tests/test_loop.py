@@ -1,0 +1,275 @@
+"""The sync loop: when it may write, what it tells, and how it recovers; time is a number."""
+
+from __future__ import annotations
+
+from threading import Event
+
+import pytest
+
+from pykubeproxy.config import Config, DetectLocalMode
+from pykubeproxy.errors import HostError
+from pykubeproxy.loop import PATIENCE_SECONDS, QUIET_SECONDS, VERIFY_SECONDS, FamilyProxy, SyncLoop
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.objects import Kind, ObjectKey
+from pykubeproxy.sync.reconciler import Reconciler
+from pykubeproxy.watch.mailbox import Mailbox
+from pykubeproxy.watch.source import Gone, Put, Replaced
+from tests.build import endpoint, node, service, slice_
+from tests.fakes.dataplane import MemoryDataplane, PlainCompiler
+
+KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
+WEB = service("web", cluster_ip="10.96.0.1")
+WEB_SLICE = slice_("web", endpoint("10.244.0.1"))
+THIS_NODE = node()
+POOL = ("pool", "default/web")
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.events = []
+        self.nodes = []
+        self.requests = 0
+        self.reports = []
+        self.repairs = []
+
+    def received(self, event):
+        self.events.append(event)
+
+    def node_changed(self, node):
+        self.nodes.append(node)
+
+    def requested(self, families):
+        self.requests += len(list(families))
+
+    def synced(self, reconciler, report, seconds):
+        self.reports.append(report)
+
+    def repairing(self, family):
+        self.repairs.append(family)
+
+
+class Rig:
+    """A loop for IPv4 over a kernel in memory."""
+
+    def __init__(self, **config) -> None:
+        self.clock = Clock()
+        self.mailbox = Mailbox()
+        self.kernel = MemoryDataplane()
+        self.heard = Heard()
+        self.addresses = ["192.0.2.10"]
+        reconciler = Reconciler(Family.IPV4, PlainCompiler(), self.kernel, self.clock)
+        family = FamilyProxy(Family.IPV4, reconciler, self.kernel, self.read_addresses)
+        self.loop = SyncLoop(
+            Config(**config), "node", KINDS, self.mailbox, [family], self.heard, self.clock, Event()
+        )
+
+    def read_addresses(self):
+        if not self.addresses:
+            raise HostError("no netlink today")
+        return self.addresses
+
+    def list_all(self, *, nodes=(THIS_NODE,)):
+        self.mailbox.put(Replaced(Kind.NODE, tuple(nodes)))
+        self.mailbox.put(Replaced(Kind.ENDPOINT_SLICE, (WEB_SLICE,)))
+        self.mailbox.put(Replaced(Kind.SERVICE, (WEB,)))
+
+    def step(self, seconds: float = 0.0):
+        self.clock.now += seconds
+        self.loop.step()
+
+
+@pytest.fixture
+def rig():
+    return Rig()
+
+
+@pytest.fixture
+def started(rig):
+    rig.list_all()
+    rig.step()
+    assert rig.kernel.objects[POOL] == ("10.244.0.1:8080",)
+    return rig
+
+
+# --- when it may write ---
+
+
+@pytest.mark.parametrize("missing", sorted(KINDS))
+def test_nothing_is_written_before_every_first_list_is_complete(rig, missing):
+    lists = {
+        Kind.NODE: (node(),),
+        Kind.ENDPOINT_SLICE: (WEB_SLICE,),
+        Kind.SERVICE: (WEB,),
+    }
+    for kind in KINDS - {missing}:
+        rig.mailbox.put(Replaced(kind, lists[kind]))
+    rig.step(PATIENCE_SECONDS + 1)
+    assert rig.kernel.objects == {}
+    assert rig.heard.reports == []
+    rig.mailbox.put(Replaced(missing, lists[missing]))
+    rig.step()
+    assert POOL in rig.kernel.objects
+
+
+def test_a_missing_node_object_does_not_hold_up_the_start(rig):
+    rig.list_all(nodes=())
+    rig.step()
+    assert POOL in rig.kernel.objects
+
+
+@pytest.mark.parametrize("nodes", [(), (node(),)], ids=["no Node", "no podCIDRs"])
+def test_node_cidr_mode_waits_for_the_cidr(nodes):
+    rig = Rig(detect_local_mode=DetectLocalMode.NODE_CIDR)
+    rig.list_all(nodes=nodes)
+    rig.step()
+    assert rig.kernel.objects == {}
+    rig.mailbox.put(Put(Kind.NODE, node(pod_cidrs=("10.244.0.0/24",))))
+    rig.step()
+    assert POOL in rig.kernel.objects
+
+
+# --- pacing ---
+
+
+def test_a_change_after_quiet_is_written_at_once(started):
+    started.clock.now += 10
+    started.mailbox.put(Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint("10.244.0.2"))))
+    started.step()
+    assert started.kernel.objects[POOL] == ("10.244.0.2:8080",)
+
+
+def test_a_burst_is_gathered_into_one_pass():
+    rig = Rig(min_sync_period_seconds=1.0)
+    rig.list_all()
+    rig.step()
+    for n in range(2, 7):
+        rig.mailbox.put(Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint(f"10.244.0.{n}"))))
+        rig.step(0.1)
+    assert len(rig.heard.reports) == 1
+    rig.step(1.0)
+    assert len(rig.heard.reports) == 2
+    assert rig.kernel.objects[POOL] == ("10.244.0.6:8080",)
+
+
+def test_an_unchanged_object_makes_no_pass(started):
+    started.mailbox.put(Put(Kind.SERVICE, WEB))
+    started.step(5)
+    assert len(started.heard.reports) == 1
+
+
+# --- changes of this node ---
+
+
+def test_changed_addresses_are_applied_while_running():
+    rig = Rig(nodeport_addresses=("192.0.2.0/24",))
+    rig.list_all()
+    rig.step()
+    rig.addresses.append("192.0.2.11")
+    rig.loop.addresses_changed()
+    rig.step(5)
+    assert len(rig.heard.reports) == 2
+
+
+def test_addresses_that_cannot_be_read_leave_the_last_ones():
+    rig = Rig(nodeport_addresses=("192.0.2.0/24",))
+    rig.list_all()
+    rig.step()
+    rig.addresses.clear()
+    rig.loop.addresses_changed()
+    rig.step(5)
+    assert len(rig.heard.reports) == 1
+
+
+def test_a_new_zone_makes_every_service_dirty(started):
+    started.mailbox.put(Put(Kind.NODE, node(zone="zone-b")))
+    started.step(5)
+    assert started.kernel.objects["base",] == ("node", "zone-b")
+    assert started.heard.reports[-1].services == 1
+
+
+# --- misfortune ---
+
+
+def test_a_failed_pass_is_repeated_and_loses_nothing(started):
+    started.kernel.unknowns.append("before")
+    started.mailbox.put(Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint("10.244.0.2"))))
+    started.step(5)
+    assert not started.heard.reports[-1].succeeded
+    started.step(0.3)
+    assert started.heard.reports[-1].succeeded
+    assert started.kernel.objects[POOL] == ("10.244.0.2:8080",)
+
+
+def test_a_kernel_that_cannot_be_read_is_tried_again(rig):
+    rig.kernel.broken = "no tool"
+    rig.list_all()
+    rig.step()
+    assert [False] == [report.succeeded for report in rig.heard.reports]
+    rig.kernel.broken = ""
+    rig.step(1)
+    assert POOL in rig.kernel.objects
+
+
+def test_flushed_objects_come_back_without_a_change_in_the_api(started):
+    started.kernel.objects.clear()
+    started.step(31)
+    assert started.heard.repairs == [Family.IPV4]
+    assert POOL in started.kernel.objects
+
+
+def test_the_kernel_is_compared_every_hour_although_nothing_seems_wrong(started):
+    before = started.kernel.observations
+    started.kernel.objects[POOL] = ("somebody's edit",)
+    started.step(VERIFY_SECONDS + 60)
+    assert started.kernel.observations > before
+    assert started.kernel.objects[POOL] == ("10.244.0.1:8080",)
+
+
+def test_fingerprints_are_learnt_once_when_it_is_quiet(started):
+    started.step(QUIET_SECONDS / 2)
+    assert started.kernel.learned == 0
+    started.step(QUIET_SECONDS)
+    started.step(QUIET_SECONDS)
+    assert started.kernel.learned == 1
+
+
+def test_a_quarantined_service_is_tried_again_by_itself(started):
+    started.kernel.refused.add(WEB.key)
+    started.mailbox.put(Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint("10.244.0.2"))))
+    started.step(5)
+    assert [WEB.key] == [entry.owner for entry in started.heard.reports[-1].quarantined]
+    started.kernel.refused.clear()
+    started.step(2)
+    assert started.kernel.objects[POOL] == ("10.244.0.2:8080",)
+    assert [WEB.key] == started.heard.reports[-1].recovered
+
+
+# --- telling ---
+
+
+def test_listeners_hear_of_events_requests_and_the_node(started):
+    started.mailbox.put(Gone(Kind.SERVICE, ObjectKey("default", "web")))
+    started.step(5)
+    assert len(started.heard.events) == 4
+    assert started.heard.requests == 1
+    assert [node()] == started.heard.nodes
+    assert POOL not in started.kernel.objects
+
+
+def test_the_loop_ends_when_it_is_told_to():
+    rig = Rig()
+    rig.loop._stop.set()
+    rig.mailbox.wake()
+    rig.loop.run()

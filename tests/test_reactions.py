@@ -1,0 +1,170 @@
+"""What follows from a pass: health, counters, Events, health check ports, UDP flows."""
+
+from __future__ import annotations
+
+import pytest
+
+from pykubeproxy import reactions as module
+from pykubeproxy.host.conntrack import Removed
+from pykubeproxy.metrics import Metrics
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.node import NodeContext
+from pykubeproxy.model.objects import Kind, ServiceKey
+from pykubeproxy.reactions import FlowCleaner, Reactions
+from pykubeproxy.serve.status import Status
+from pykubeproxy.sync.flows import FlowTable, Scope
+from pykubeproxy.sync.reconciler import Reconciler
+from pykubeproxy.sync.store import Store
+from pykubeproxy.watch.source import Put, Replaced
+from tests.build import endpoint, node, port, service, slice_, slice_port
+from tests.fakes.dataplane import MemoryDataplane, PlainCompiler
+
+V4 = Family.IPV4
+DNS = ServiceKey("default", "dns")
+
+
+class Health:
+    """Takes what is published."""
+
+    status: Status
+
+    def publish(self, status):
+        self.status = status
+
+
+class Ports:
+    """Takes which health check ports are wanted."""
+
+    wanted: dict | None = None
+
+    def sync(self, wanted):
+        self.wanted = dict(wanted)
+
+
+class Rig:
+    def __init__(self):
+        self.metrics = Metrics()
+        self.health = Health()
+        self.ports = Ports()
+        self.cleaner = FlowCleaner(self.metrics, lambda: 0.0)
+        self.submitted = []
+        self.cleaner.submit = lambda *job: self.submitted.append(job)
+        self.happened = []
+        self.reactions = Reactions(
+            self.metrics, self.health, Status(60.0), {V4: self.ports}, self.cleaner,
+            self.happened.append,
+        )  # fmt: skip
+        self.kernel = MemoryDataplane()
+        self.reconciler = Reconciler(V4, PlainCompiler(), self.kernel, lambda: 0.0)
+        self.store = Store()
+
+    def run(self, *objects):
+        for obj in objects:
+            self.store.put(obj)
+        report = self.reconciler.run(self.store.take(), self.store, NodeContext("node", V4))
+        self.reactions.synced(self.reconciler, report, 0.1)
+        return report
+
+    def value(self, name, **labels):
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def rig():
+    return Rig()
+
+
+def dns(*addresses):
+    return (
+        service("dns", cluster_ip="10.96.0.10", ports=[port(53, "dns", "UDP")]),
+        slice_("dns", *map(endpoint, addresses), ports=[slice_port(53, "dns", "UDP")]),
+    )
+
+
+def test_the_node_decides_about_eligibility(rig):
+    assert not rig.health.status.node_eligible
+    rig.reactions.node_changed(node())
+    assert rig.health.status.node_eligible
+
+
+def test_a_waiting_change_is_pending_until_a_pass_succeeds(rig):
+    rig.reactions.requested([V4])
+    assert rig.health.status.families[V4].queued is not None
+    rig.run()
+    assert rig.health.status.families[V4].queued is None
+
+
+def test_a_failed_pass_leaves_the_change_pending(rig):
+    rig.reactions.requested([V4])
+    rig.kernel.unknowns.append("before")
+    rig.run(service("a"))
+    assert rig.health.status.families[V4].queued is not None
+    assert rig.value("kubeproxy_sync_proxy_rules_last_timestamp_seconds", ip_family="IPv4") is None
+
+
+def test_events_are_counted_by_kind(rig):
+    rig.reactions.received(Replaced(Kind.SERVICE, (service("a"), service("b"))))
+    rig.reactions.received(Put(Kind.ENDPOINT_SLICE, slice_("a", endpoint("10.0.0.1"))))
+    rig.reactions.received(Put(Kind.NODE, node()))
+    assert rig.value("kubeproxy_sync_proxy_rules_service_changes_total") == 2
+    assert rig.value("kubeproxy_sync_proxy_rules_endpoint_changes_total") == 1
+
+
+def test_transactions_are_counted_by_outcome(rig):
+    rig.kernel.refused.add(ServiceKey("default", "a"))
+    rig.run(service("a"), service("b", cluster_ip="10.96.0.2"))
+    name, labels = "pykubeproxy_transactions_total", {"ip_family": "IPv4"}
+    assert rig.value(name, outcome="rejected", **labels) == 3
+    assert rig.value(name, outcome="applied", **labels) == 2
+    assert rig.value("pykubeproxy_services_quarantined", **labels) == 1
+
+
+def test_a_quarantine_makes_an_event_on_the_service(rig):
+    rig.kernel.refused.add(ServiceKey("default", "a"))
+    rig.run(service("a"))
+    assert [(ServiceKey("default", "a"), "FailedToProgramService")] == [
+        (h.service, h.reason) for h in rig.happened
+    ]
+
+
+def test_a_repair_makes_an_event_and_is_counted(rig):
+    rig.reactions.repairing(V4)
+    assert ["RulesFlushed"] == [h.reason for h in rig.happened]
+    assert rig.value("pykubeproxy_repairs_total", ip_family="IPv4") == 1
+
+
+def test_health_check_ports_follow_a_successful_pass(rig):
+    web = service("web", type="LoadBalancer", external_policy="Local", health_check_node_port=31000)
+    rig.run(web, slice_("web", endpoint("10.0.0.1", node="node")))
+    assert {web.key: (31000, 1)} == rig.ports.wanted
+
+
+def test_a_port_that_cannot_be_opened_makes_an_event(rig):
+    rig.reactions.port_refused(ServiceKey("default", "web"), 31000, "in use")
+    assert ["FailedToStartServiceHealthcheck"] == [h.reason for h in rig.happened]
+    assert "31000" in rig.happened[0].note
+
+
+def test_stale_flows_are_looked_for_after_udp_endpoints_changed(rig):
+    rig.run(*dns("10.0.0.1"))
+    assert [(V4, Scope(everything=True))] == [(f, scope) for f, _, scope in rig.submitted]
+    rig.submitted.clear()
+    rig.run(*dns("10.0.0.2"))
+    family, table, scope = rig.submitted[0]
+    assert (V4, frozenset({("10.96.0.10", 53)})) == (family, scope.addresses)
+    assert {("10.96.0.10", 53): frozenset({"10.0.0.2:53"})} == dict(table.by_address)
+
+
+def test_a_failed_search_is_asked_for_again(rig, monkeypatch):
+    answers = [Removed(0, 0, complete=False), Removed(5, 2, complete=True)]
+    monkeypatch.setattr(module, "remove_stale", lambda *_: answers.pop(0))
+    cleaner = FlowCleaner(rig.metrics, lambda: 0.0)
+    cleaner.start()
+    scope = Scope(addresses=frozenset({("10.96.0.10", 53)}))
+    cleaner.submit(V4, FlowTable({}, {}), scope)
+    cleaner.submit(V4, FlowTable({}, {}), scope)
+    cleaner.stop()
+    assert [scope] == cleaner.take_failed(V4)
+    assert cleaner.take_failed(V4) == []
+    deleted = "kubeproxy_conntrack_reconciler_deleted_entries_total"
+    assert rig.value(deleted, ip_family="IPv4") == 2
