@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -63,14 +64,14 @@ def run(config: Config) -> int:
     """
     stop = Event()
     mailbox = Mailbox()
-    with _signals(stop, mailbox), ExitStack() as parts:
+    with _signals(stop, mailbox), _watched_threads(stop) as deaths, ExitStack() as parts:
         loop = _build(config, stop, mailbox, parts)
-        sync = _SyncThread(loop, stop)
+        sync = Thread(target=loop.run, name="sync", daemon=True)
         sync.start()
         parts.callback(_end_sync, sync, stop, mailbox)
         stop.wait()
     log.info("stopped; rules stay in place")
-    return 0 if sync.ended_well else 1
+    return 1 if deaths else 0
 
 
 def cleanup(config: Config) -> int:
@@ -227,21 +228,30 @@ def _waiting(metrics: Metrics, family: Family, seconds: float) -> None:
 # --- ending ---
 
 
-class _SyncThread(Thread):
-    """Runs the loop; its end, good or bad, ends the process, which would do nothing without it."""
+@contextmanager
+def _watched_threads(stop: Event) -> Iterator[list[str]]:
+    """End the process when one of its threads dies; yields the names of those that did.
 
-    def __init__(self, loop: SyncLoop, stop: Event) -> None:
-        super().__init__(name="sync", daemon=True)
-        self.ended_well = False
-        self._loop = loop
-        self._stop_event = stop
+    A proxy without one of its parts would look alive and do half its work. Whoever runs it
+    starts it again, and the rules stay meanwhile.
+    """
+    deaths: list[str] = []
 
-    def run(self) -> None:
-        try:
-            self._loop.run()
-            self.ended_well = True
-        finally:
-            self._stop_event.set()
+    def died(death: threading.ExceptHookArgs) -> None:
+        name = death.thread.name if death.thread else "unknown"
+        deaths.append(name)
+        log.critical(
+            "a thread died, ending; this is a bug",
+            thread=name,
+            exc_info=(death.exc_type, death.exc_value, death.exc_traceback),
+        )
+        stop.set()
+
+    before, threading.excepthook = threading.excepthook, died
+    try:
+        yield deaths
+    finally:
+        threading.excepthook = before
 
 
 def _end_sync(thread: Thread, stop: Event, mailbox: Mailbox) -> None:

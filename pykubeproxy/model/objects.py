@@ -144,7 +144,6 @@ class Service(Struct, frozen=True):
 class SliceLabels(Struct, frozen=True, gc=False):
     service_name: str | None = field(name="kubernetes.io/service-name", default=None)
     headless: str | None = field(name="service.kubernetes.io/headless", default=None)
-    proxy_name: str | None = field(name="service.kubernetes.io/service-proxy-name", default=None)
 
 
 class SliceMeta(Struct, frozen=True, gc=False):

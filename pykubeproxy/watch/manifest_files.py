@@ -342,7 +342,7 @@ def is_wanted(loaded: Loaded, node_name: str) -> bool:
             return not proxied and spec.cluster_ip != "None"
         case EndpointSlice(metadata=meta):
             labels = meta.labels
-            return labels is None or (labels.headless is None and labels.proxy_name is None)
+            return labels is None or labels.headless is None
         case Node():
             return loaded.key.name == node_name
         case ServiceCIDR():

@@ -44,7 +44,7 @@ def selectors(kind: Kind, node_name: str) -> dict[str, str]:
         case Kind.SERVICE:
             return {"labelSelector": f"!{PROXY_NAME}", "fieldSelector": "spec.clusterIP!=None"}
         case Kind.ENDPOINT_SLICE:
-            return {"labelSelector": f"!{HEADLESS},!{PROXY_NAME}"}
+            return {"labelSelector": f"!{HEADLESS}"}
         case Kind.NODE:
             return {"fieldSelector": f"metadata.name={node_name}"}
         case Kind.SERVICE_CIDR:

@@ -11,6 +11,7 @@ and KEP-3157 for the bookmark that ends a streaming list.
 
 from __future__ import annotations
 
+import re
 from typing import Any, assert_never
 
 import msgspec
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
+_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._]{0,252}")
 PROTOCOLS = frozenset({None, "", "TCP", "UDP", "SCTP"})  # absent and empty mean TCP
 MAX_PORT = 65535
 NAMESPACED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE})
@@ -297,7 +299,7 @@ def problem_with(obj: WireObject) -> str | None:
         case Service():
             if not obj.metadata.namespace:
                 return "namespace is missing - at `$.metadata.namespace`"
-            return _service_problem(obj)
+            return _unprintable_name(obj) or _service_problem(obj)
         case EndpointSlice():
             if not obj.metadata.namespace:
                 return "namespace is missing - at `$.metadata.namespace`"
@@ -306,6 +308,20 @@ def problem_with(obj: WireObject) -> str | None:
             return None
         case _:
             assert_never(obj)
+
+
+def _unprintable_name(service: Service) -> str | None:
+    """Names go into rule comments: what could end a quotation or a line must not get there."""
+    names = {
+        "$.metadata.name": service.metadata.name,
+        "$.metadata.namespace": service.metadata.namespace,
+    }
+    for index, port in enumerate(service.spec.ports or ()):
+        names[f"$.spec.ports[{index}].name"] = port.name or "unnamed"
+    for at, name in names.items():
+        if not _NAME.fullmatch(name):
+            return f"{name!r} is no name: letters, digits, '-', '.' and '_' only - at `{at}`"
+    return None
 
 
 def _service_problem(service: Service) -> str | None:

@@ -141,7 +141,7 @@ def test_json_is_read_tabs_and_all() -> None:
     obj = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "a\u00e4/\\t"},
+        "metadata": {"name": "web", "annotations": {"note": "a\u00e4/\\t"}},
         "spec": {"clusterIP": "10.96.0.1"},
     }
     content = parse(json.dumps(obj, indent="\t"), is_json=True)

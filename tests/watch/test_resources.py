@@ -33,10 +33,7 @@ def test_paths(kind: Kind, path: str) -> None:
         ),
         (
             Kind.ENDPOINT_SLICE,
-            {
-                "labelSelector": "!service.kubernetes.io/headless,"
-                "!service.kubernetes.io/service-proxy-name"
-            },
+            {"labelSelector": "!service.kubernetes.io/headless"},
         ),
         (Kind.NODE, {"fieldSelector": "metadata.name=node-0"}),
         (Kind.SERVICE_CIDR, {}),

@@ -88,6 +88,18 @@ MALFORMED_SERVICES = [
     pytest.param({"metadata": {"name": "bad"}}, None, "namespace", id="no namespace"),
     pytest.param({"metadata": {"namespace": "default"}}, None, "name", id="no name"),
     pytest.param({"metadata": {"name": "", "namespace": "x"}}, None, "name", id="empty name"),
+    pytest.param(
+        with_spec(ports=[{"port": 1, "name": 'x" -j ACCEPT'}]),
+        NAMED,
+        "$.spec.ports[0].name",
+        id="a name that would end a quotation in a rule",
+    ),
+    pytest.param(
+        {"metadata": {"name": "a\n-A INPUT", "namespace": "x"}},
+        ObjectKey("x", "a\n-A INPUT"),
+        "$.metadata.name",
+        id="a name that would end a line of rules",
+    ),
     pytest.param({"spec": {}}, None, "metadata", id="no metadata"),
     pytest.param("text", None, "Expected `object`", id="not an object"),
     pytest.param(with_spec(ports={}), NAMED, "$.spec.ports", id="ports as object"),
