@@ -13,6 +13,10 @@ __all__ = ["Screen"]
 
 WIDTH = 84
 _BAR_CELLS = 24  # of all answers of one line together
+_BAR, _ARROW, _RULE, _TICK = "█→─✓"
+# What a stream gets that cannot carry the characters of the story.
+_PLAIN = {_BAR: "#", _ARROW: ">", _RULE: "-", _TICK: "*"} | dict.fromkeys("│┌└├┐┘┤┼", "+")
+_TO_PLAIN = str.maketrans(_PLAIN)
 _COLOURS = {
     "heading": "1;36",
     "good": "32",
@@ -39,7 +43,7 @@ class Screen:
             "TERM"
         ) not in ("dumb", None)  # fmt: skip
         self._pace = 0.0 if fast else 0.75
-        self._full, self._arrow, self._rule, self._tick = _shapes(stream.encoding)
+        self._plain = not _carries(stream.encoding, "".join(_PLAIN))
         self._chapter = 0
         self._clock = threading.Event()  # never set: waiting for it is a pause
 
@@ -50,9 +54,9 @@ class Screen:
         if self._chapter:
             self.pause(1.0)
         self._chapter += 1
-        title = f"{self._rule * 2} {self._chapter}  {text} "
+        title = f"{_RULE * 2} {self._chapter}  {text} "
         self._line()
-        self._line(self.paint("heading", title + self._rule * max(0, WIDTH - len(title))))
+        self._line(self.paint("heading", title + _RULE * max(0, WIDTH - len(title))))
         self.pause(0.5)
 
     def say(self, text: str) -> None:
@@ -85,7 +89,7 @@ class Screen:
 
     def check(self, text: str) -> None:
         """Something that was claimed and found true."""
-        self._line(f"  {self.paint('good', self._tick)} {text}")
+        self._line(f"  {self.paint('good', _TICK)} {text}")
         self.pause(0.25)
 
     # --- figures ---
@@ -95,9 +99,9 @@ class Screen:
         total = sum(counts.values())
         parts = []
         for name, count in sorted(counts.items()):
-            bar = self._full * max(1, round(_BAR_CELLS * count / total))
+            bar = _BAR * max(1, round(_BAR_CELLS * count / total))
             parts.append(f"{name} {self.paint(name, bar)} {count}")
-        line = f"  {sender:<6} {self._arrow} {target:<19} {'  '.join(parts)}"
+        line = f"  {sender:<6} {_ARROW} {target:<19} {'  '.join(parts)}"
         self._line(line + (self.paint("quiet", f"   {note}") if note else ""))
         self.pause(0.25)
 
@@ -113,7 +117,7 @@ class Screen:
             textwrap.wrap(rule, WIDTH - 4, break_long_words=False, break_on_hyphens=False)
         ):
             self._line(self.paint("quiet", f"  {'  ' if index else ''}{line}"))
-        self._line(f"      {self.paint('good', self._arrow)} {explanation}")
+        self._line(f"      {self.paint('good', _ARROW)} {explanation}")
         self.pause(0.3)
 
     # --- basics ---
@@ -128,15 +132,15 @@ class Screen:
             self._clock.wait(seconds * self._pace)
 
     def _line(self, text: str = "") -> None:
+        if self._plain:
+            text = text.translate(_TO_PLAIN)
         self._stream.write(text.rstrip() + "\n")
         self._stream.flush()
 
 
-def _shapes(encoding: str | None) -> tuple[str, str, str, str]:
-    """Block, arrow, rule and tick, in what the stream can carry."""
-    shapes = ("█", "→", "─", "✓")
+def _carries(encoding: str | None, text: str) -> bool:
     try:
-        "".join(shapes).encode(encoding or "ascii")
+        text.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
-        return ("#", ">", "-", "*")
-    return shapes
+        return False
+    return True

@@ -13,7 +13,7 @@ from demo.screen import Screen
 from demo.stage import EXAMPLES, Stage, Unmet, expect, who
 from e2e.lab import REFUSED, Answer, Connection
 
-__all__ = ["tell"]
+__all__ = ["PICTURE", "tell"]
 
 NODE = "192.0.2.10"
 FAR = "192.0.2.11"
@@ -25,7 +25,7 @@ NODE_PORT = 30080
 PUBLIC = "203.0.113.40"
 CART = "10.96.0.50"
 
-_PICTURE = """
+PICTURE = """
 client 192.0.2.100 ──┐                       ┌── p1 10.244.0.11
                      ├── node 192.0.2.10 ────┼── p2 10.244.0.12
 far    192.0.2.11  ──┘   pykubeproxy here    └── p3 10.244.0.13 (the caller)
@@ -65,7 +65,7 @@ def _network(screen: Screen) -> None:
         "that answer with their name. Nobody owns an address in 10.96.0.0/12: Services live "
         "there, and only rules make them real."
     )
-    screen.picture(_PICTURE)
+    screen.picture(PICTURE)
 
 
 def _start(stage: Stage, screen: Screen) -> None:

@@ -6,7 +6,9 @@ keep their recorded rhythm, quickened by `PACE`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import ssl
 import threading
 from collections import Counter
@@ -51,6 +53,7 @@ class Replay:
         self._changed = threading.Condition()
         self._told: Counter[str] = Counter()
         self._asked_after: Counter[str] = Counter()
+        self._sockets: list[socket.socket] = []
         self.ending = threading.Event()
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.replay = self
@@ -62,6 +65,10 @@ class Replay:
         self.ending.set()
         self._server.shutdown()
         self._server.server_close()
+        # A kept connection would go on being answered from here.
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def wait_for_reaction(self, name: str, seconds: float = 30.0) -> None:
         """Return when *name* was told to the end and something was asked after that."""
@@ -69,8 +76,10 @@ class Replay:
             if not self._changed.wait_for(lambda: self._asked_after[name], seconds):
                 raise AssertionError(f"no reaction to {name}; told: {self._told}")
 
-    def tls(self, sock: Any) -> ssl.SSLSocket:
-        return self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+    def tls(self, sock: socket.socket) -> ssl.SSLSocket:
+        wrapped = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self._sockets.append(wrapped)
+        return wrapped
 
     def answer_to(self, method: str, target: str) -> str:
         """The name of the recording that answers this request."""

@@ -28,8 +28,6 @@ IptablesChange = Change[Key, Rules]
 IptablesTransaction = Transaction[Key, Rules]
 
 TABLES = ("filter", "nat", "mangle")
-"""The order in which tables are written; the refusals of filter come and go before nat's jumps,
-as in kube-proxy."""
 
 assert set(CANARY_TABLES) == set(TABLES)
 
@@ -41,11 +39,12 @@ def plan(
 ) -> list[IptablesTransaction]:
     """Cut *changes* into transactions, in the order they must land.
 
-    Small changes become one transaction per table. Larger ones are staged: chains that only
-    other chains of the same owner reach, in batches of about *chains_per_transaction* (``None``:
-    no limit) cut between owners where possible; then everything that directs traffic to them, at
-    once; then removals. Interrupted anywhere, that leaves unreachable chains, never a jump into
-    the void. Batches because the nf_tables tools take time quadratic in the chains of one run.
+    Small changes become one transaction per table (see `_at_once`). Larger ones are staged:
+    chains that only other chains of the same owner reach, in batches of about
+    *chains_per_transaction* (``None``: no limit) cut between owners where possible; then
+    everything that directs traffic to them, at once; then removals. Interrupted anywhere, that
+    leaves unreachable chains, never a jump into the void. Batches because the nf_tables tools
+    take time quadratic in the chains of one run.
     """
     before: list[IptablesTransaction] = []
     after: list[IptablesTransaction] = []
@@ -59,13 +58,26 @@ def plan(
             removals = [_only_chain_drops(c) for c in changes]
             rest = [_without_chain_drops(c) for c in rest]
             after = list(_batches(removals, chains_per_transaction))
-    middle = []
-    for table in TABLES:
-        parts = [_of_table(c, table) for c in rest]
-        parts = [p for p in parts if p.put or p.drop]
-        if parts:
-            middle.append(Transaction(table, tuple(parts)))
-    return [*before, *middle, *after]
+    return [*before, *_at_once(rest), *after]
+
+
+def _at_once(changes: Sequence[IptablesChange]) -> Iterator[IptablesTransaction]:
+    """One transaction per table, and filter's removals after nat.
+
+    A refusal in filter counts only for what nat did not redirect. So it comes before nat's jump
+    goes, and goes after nat's jump came: no new connection finds neither of them.
+    """
+    filters = [_of_table(c, "filter") for c in changes]
+    yield from _transaction("filter", [_only_puts(c) for c in filters])
+    yield from _transaction("nat", [_of_table(c, "nat") for c in changes])
+    yield from _transaction("mangle", [_of_table(c, "mangle") for c in changes])
+    yield from _transaction("filter", [_only_drops(c) for c in filters])
+
+
+def _transaction(table: str, changes: Iterable[IptablesChange]) -> Iterator[IptablesTransaction]:
+    some = tuple(c for c in changes if c.put or c.drop)
+    if some:
+        yield Transaction(table, some)
 
 
 def restore_input(transaction: IptablesTransaction) -> tuple[bytes, int, int]:
@@ -159,6 +171,14 @@ def _part(change: IptablesChange, chosen: Callable[[Key], bool], *, drops: bool)
     put = {k: v for k, v in change.put.items() if chosen(k)}
     old = {k: v for k, v in change.old.items() if k in put}
     return Change(change.owner, put, change.drop if drops else {}, old)
+
+
+def _only_puts(change: IptablesChange) -> IptablesChange:
+    return Change(change.owner, change.put, {}, change.old)
+
+
+def _only_drops(change: IptablesChange) -> IptablesChange:
+    return Change(change.owner, {}, change.drop, {})
 
 
 def _only_chain_drops(change: IptablesChange) -> IptablesChange:

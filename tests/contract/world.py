@@ -296,15 +296,18 @@ def watched(objects: Iterable[WireObject]) -> list[WireObject]:
     """What the selectors of the watches let through: the API server filters, not the proxy."""
     chosen: list[WireObject] = []
     for obj in objects:
-        labels = obj.metadata.labels if isinstance(obj, (Service, EndpointSlice)) else None
-        if labels is not None and labels.proxy_name is not None:
-            continue
-        if isinstance(obj, EndpointSlice) and labels is not None:  # noqa: SIM102 - one thought each
-            if getattr(labels, "headless", None) is not None:
-                continue
-        if isinstance(obj, Service) and obj.spec.cluster_ip == "None":
-            continue
-        chosen.append(obj)
+        match obj:
+            case Service():
+                labels = obj.metadata.labels
+                delegated = labels is not None and labels.proxy_name is not None
+                passes = not delegated and obj.spec.cluster_ip != "None"
+            case EndpointSlice():
+                slice_labels = obj.metadata.labels
+                passes = slice_labels is None or slice_labels.headless is None
+            case _:
+                passes = True
+        if passes:
+            chosen.append(obj)
     return chosen
 
 

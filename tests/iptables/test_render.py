@@ -390,3 +390,17 @@ def test_leftovers_go_even_where_living_chains_still_point_at_them():
     (transaction,) = plan([stray, again], None)
     kernel.run(["iptables-restore", "--noflush"], restore_input(transaction)[0])
     assert "KUBE-SEP-OLD" not in kernel.table("nat").chains
+
+
+def test_no_moment_is_without_both_refusal_and_redirection():
+    """Filter gains before nat changes, and loses after it."""
+    refusal = DispatchRule("filter", "KUBE-SERVICES", "tcp 10.96.0.1 80")
+    jump = DispatchRule("nat", "KUBE-SERVICES", "tcp 10.96.0.1 80")
+    rule = ("-j REJECT",)
+    served = Change(ServiceKey("a", "comes"), {jump: rule}, {refusal: rule}, {})
+    refused = Change(ServiceKey("a", "goes"), {refusal: rule}, {jump: rule}, {})
+    assert [
+        ("filter", ["goes"]),
+        ("nat", ["comes", "goes"]),
+        ("filter", ["comes"]),
+    ] == [(t.scope, [owner.name for owner in t.owners]) for t in plan([served, refused], None)]
