@@ -31,7 +31,13 @@ from pykubeproxy.iptables.compile import (
     XtablesSettings,
 )
 from pykubeproxy.iptables.kernel import XtablesDataplane
-from pykubeproxy.iptables.node import available_tools, clean_up, detect_variant, random_fully
+from pykubeproxy.iptables.node import (
+    available_tools,
+    clean_up,
+    detect_variant,
+    random_fully,
+    remove_nftables_leftovers,
+)
 from pykubeproxy.iptables.objects import Key, Rules
 from pykubeproxy.iptables.tools import LOCK_SECONDS, Tools
 from pykubeproxy.loop import FamilyProxy, SyncLoop
@@ -77,8 +83,10 @@ def run(config: Config) -> int:
 def cleanup(config: Config) -> int:
     """Remove all rules of ours, in both iptables variants and families; returns the exit status."""
     removed, problems = clean_up()
+    for table in remove_nftables_leftovers():
+        removed[table] = 1
     for program, count in removed.items():
-        log.info("removed", with_=program, chains=count)
+        log.info("removed", what=program, count=count)
     if not removed:
         log.info("nothing of ours was found")
     for problem in problems:
@@ -132,7 +140,9 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
     cleaner.start()
     parts.callback(cleaner.stop)
     service_health: dict[Family, ServiceHealth] = {}
-    reactions = Reactions(metrics, health, status, service_health, cleaner, record)
+    reactions = Reactions(
+        metrics, health, status, service_health, cleaner, record, _remove_other_modes
+    )
     for family in tools:
         service_health[family] = _service_health(config, name, family, health, reactions)
         service_health[family].start()
@@ -169,6 +179,12 @@ def _source(
     recorder.start()
     parts.callback(recorder.stop)
     return KubernetesSource(client, name, WATCHED), recorder.record
+
+
+def _remove_other_modes() -> None:
+    """Take out what another mode left, now that our rules serve."""
+    for table in remove_nftables_leftovers():
+        log.info("rules of kube-proxy's nftables mode removed", what=table)
 
 
 def _log_only(happening: Happening) -> None:

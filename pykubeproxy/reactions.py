@@ -88,13 +88,17 @@ class Reactions:
         service_health: Mapping[Family, ServiceHealth],
         cleaner: FlowCleaner,
         record: Callable[[Happening], None],
+        once_in_sync: Callable[[], None] = lambda: None,
     ) -> None:
+        """*once_in_sync* is called once, after every family's first successful pass."""
         self._metrics = metrics
         self._health = health
         self._status = status
         self._service_health = service_health
         self._cleaner = cleaner
         self._record = record
+        self._once_in_sync: Callable[[], None] | None = once_in_sync
+        self._in_sync: set[Family] = set()
         self._publish(status)
 
     def received(self, event: Event) -> None:
@@ -144,6 +148,10 @@ class Reactions:
         scope = reconciler.flows.take_scope()
         if scope is not None:
             self._cleaner.submit(family, reconciler.flows.table(scope), scope)
+        self._in_sync.add(family)
+        if self._once_in_sync is not None and self._in_sync >= self._service_health.keys():
+            self._once_in_sync()
+            self._once_in_sync = None
 
     def _count(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
         family = report.family

@@ -40,6 +40,7 @@ def test_a_host_without_a_name_needs_one(monkeypatch):
 )
 def test_the_exit_status_of_cleanup(monkeypatch, removed, problems, status):
     monkeypatch.setattr(daemon, "clean_up", lambda: (Removed(removed), problems))
+    monkeypatch.setattr(daemon, "remove_nftables_leftovers", list)
     assert status == daemon.cleanup(Config())
 
 

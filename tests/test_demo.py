@@ -42,7 +42,7 @@ COMMIT
     [
         pytest.param(
             [(0.001, "p1"), (0.002, "p2"), (0.003, "p1")], ["p1"], ["p1", "p2"],
-            Followed(0.002, 3, 0), id="a new server answers",
+            Followed(0.502, 3, 0), id="a new server answers",
         ),
         pytest.param(
             [(0.001, "p1"), (0.002, "p1")], ["p1"], ["p1", "p2"],
@@ -50,15 +50,15 @@ COMMIT
         ),
         pytest.param(
             [(0.001, "p1"), (0.002, "p2"), (0.003, "p1")], ["p1", "p2"], ["p1"],
-            Followed(0.003, 3, 0), id="an old server answers no more",
+            Followed(0.503, 3, 0), id="an old server answers no more",
         ),
         pytest.param(
             [(0.003, "p1"), (0.001, "p2")], ["p1", "p2"], ["p1"],
-            Followed(0.003, 2, 0), id="in any order",
+            Followed(0.503, 2, 0), id="in any order",
         ),
         pytest.param(
             [(0.001, "refused"), (0.002, "timeout"), (0.003, "p1")], ["refused"], ["p1"],
-            Followed(0.003, 3, 1), id="a probe met neither state",
+            Followed(0.503, 3, 1), id="a probe met neither state",
         ),
         pytest.param([(0.001, "p2")], ["p2"], ["p1"], None, id="only the old server"),
         pytest.param([], ["p1"], ["p1", "p2"], None, id="nothing known"),
@@ -67,7 +67,7 @@ COMMIT
 def test_connections_follow_when_the_old_state_is_over_and_the_new_one_seen(
     outcomes, before, after, expected
 ):
-    assert expected == judge([Outcome(*one) for one in outcomes], before, after)
+    assert expected == judge([Outcome(at, at + 0.5, name) for at, name in outcomes], before, after)
 
 
 def test_a_service_is_not_mistaken_for_one_whose_name_begins_alike():

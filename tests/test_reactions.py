@@ -145,6 +145,21 @@ def test_a_port_that_cannot_be_opened_makes_an_event(rig):
     assert "31000" in rig.happened[0].note
 
 
+def test_what_other_modes_left_goes_once_everything_is_in_sync():
+    rig = Rig()
+    calls = []
+    rig.reactions = Reactions(
+        rig.metrics, rig.health, Status(60.0), {V4: rig.ports}, rig.cleaner,
+        rig.happened.append, lambda: calls.append(1),
+    )  # fmt: skip
+    rig.kernel.unknowns.append("before")
+    rig.run(service("a"))
+    assert calls == []
+    rig.run()
+    rig.run(service("b"))
+    assert calls == [1]
+
+
 def test_stale_flows_are_looked_for_after_udp_endpoints_changed(rig):
     rig.run(*dns("10.0.0.1"))
     assert [(V4, Scope(everything=True))] == [(f, scope) for f, _, scope in rig.submitted]

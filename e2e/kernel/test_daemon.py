@@ -109,6 +109,20 @@ def test_rules_of_kube_proxy_are_adopted_and_its_leftovers_removed(daemon: Runni
     assert len(forward) == 1
 
 
+def test_rules_of_kube_proxys_nftables_mode_are_replaced(daemon: RunningDaemon) -> None:
+    old = "table ip kube-proxy {\nchain output {\ntype nat hook output priority -100;\n}\n}"
+    daemon.lab.run("node", "nft", "-f", "-", input=f"{old}\ntable ip theirs {{\n}}\n")
+    daemon.write("web", *web("p1"))
+    daemon.start()
+
+    def tables() -> str:
+        return daemon.lab.run("node", "nft", "list", "tables").stdout.decode()
+
+    eventually(lambda: "kube-proxy" not in tables(), "the old tables are gone")
+    assert "table ip theirs" in tables()
+    assert answered_by(daemon.lab) == "p1"
+
+
 def test_starting_again_changes_no_rule_and_breaks_no_connection(daemon: RunningDaemon) -> None:
     daemon.write("web", *web("p1"))
     daemon.start()

@@ -20,7 +20,14 @@ from pykubeproxy.iptables.tools import (
 from pykubeproxy.iptables.variant import HINT_CHAINS, Evidence, Variant, Verdict, choose_variant
 from pykubeproxy.model.kinds import Family
 
-__all__ = ["Removed", "available_tools", "clean_up", "detect_variant", "random_fully"]
+__all__ = [
+    "Removed",
+    "available_tools",
+    "clean_up",
+    "detect_variant",
+    "random_fully",
+    "remove_nftables_leftovers",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +88,10 @@ def random_fully(tools: Tools, runner: Runner = run) -> bool:
     )
 
 
+NFTABLES_TABLES = ("table ip kube-proxy", "table ip6 kube-proxy")
+"""What kube-proxy's nftables mode makes."""
+
+
 class Removed(dict[str, int]):
     """How many chains were removed, by program name."""
 
@@ -116,6 +127,28 @@ def clean_up(runner: Runner = run) -> tuple[Removed, list[str]]:
                 else:
                     problems.append(f"{program}, table {name}: {describe(result)}")
     return removed, problems
+
+
+def remove_nftables_leftovers(runner: Runner = run) -> list[str]:
+    """Remove the nftables tables that kube-proxy's nftables mode leaves; return their names.
+
+    Left in place they would go on redirecting by what the cluster was then. A node without the
+    nft program has none.
+    """
+    listing = runner(["nft", "list", "tables"], None, QUICK_SECONDS)
+    if not (isinstance(listing, Finished) and listing.exit_status == 0):
+        return []
+    removed = []
+    for line in listing.stdout.decode(errors="replace").splitlines():
+        if line.strip() not in NFTABLES_TABLES:
+            continue
+        _, family, name = line.split()
+        result = runner(["nft", "delete", "table", family, name], None, QUICK_SECONDS)
+        if isinstance(result, Finished) and result.exit_status == 0:
+            removed.append(line.strip())
+        else:
+            log.warning("nftables table not removed", table=line.strip(), reason=describe(result))
+    return removed
 
 
 def _removal(name: str, table: SavedTable) -> Iterator[str]:

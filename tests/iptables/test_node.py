@@ -7,7 +7,13 @@ import pytest
 from pykubeproxy.errors import Unsupported
 from pykubeproxy.host.exec import Finished, NotStarted
 from pykubeproxy.iptables import node
-from pykubeproxy.iptables.node import available_tools, clean_up, detect_variant, random_fully
+from pykubeproxy.iptables.node import (
+    available_tools,
+    clean_up,
+    detect_variant,
+    random_fully,
+    remove_nftables_leftovers,
+)
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
@@ -110,6 +116,32 @@ def test_no_family_at_all_is_said(monkeypatch):
 
 def test_full_port_randomization_is_asked_of_the_tool(host):
     assert random_fully(Tools(Family.IPV4, Variant.NFT), host.run)
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        pytest.param("", [], id="none"),
+        pytest.param(
+            "table ip nat\ntable ip kube-proxy\ntable ip6 kube-proxy\ntable inet kube-proxy\n",
+            ["table ip kube-proxy", "table ip6 kube-proxy"],
+            id="both families, nobody else's",
+        ),
+    ],
+)
+def test_tables_of_the_nftables_mode_are_removed(listed, expected):
+    runs = []
+
+    def runner(argv, input=None, timeout_seconds=60.0):
+        runs.append(" ".join(argv))
+        return Finished(0, listed.encode() if "list" in argv else b"", b"")
+
+    assert expected == remove_nftables_leftovers(runner)
+    assert [f"nft delete {table}" for table in expected] == runs[1:]
+
+
+def test_without_nft_there_is_nothing_to_remove():
+    assert [] == remove_nftables_leftovers(lambda *_: NotStarted("nft: not found"))
 
 
 def test_cleaning_up_takes_ours_and_leaves_the_rest(host):
