@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
+from functools import partial
 from itertools import count
 from typing import NamedTuple
 
@@ -20,9 +21,10 @@ _PATIENCE_SECONDS = 5.0
 
 
 class Outcome(NamedTuple):
-    """Who answered the probe that began at *started*, in seconds after the change."""
+    """Who answered a probe; both times in seconds after the change."""
 
     started: float
+    ended: float
     name: str
 
 
@@ -41,16 +43,17 @@ def judge(
 ) -> Followed | None:
     """When the state *before* was over and somebody new had answered; ``None``: not yet.
 
-    A probe counts at the moment it was begun. Names in both states prove nothing.
+    Names in both states prove nothing. An answer counts from the moment it had arrived, because
+    nobody knows when between its begin and its end a probe met the rules: no figure is too good.
     """
     wrong = [one.started for one in outcomes if one.name not in after]
     last_wrong = max(wrong, default=-1.0)
-    right = sorted(one.started for one in outcomes if one.started > last_wrong)
+    right = [one.ended for one in outcomes if one.started > last_wrong]
     news = set(after) - set(before)
-    new = [one.started for one in outcomes if one.name in news]
+    new = [one.ended for one in outcomes if one.name in news]
     if not right or (news and not new):
         return None
-    seconds = max(right[0], min(new, default=0.0))
+    seconds = max(min(right), min(new, default=0.0))
     lost = sum(one.name not in {*before, *after} for one in outcomes)
     return Followed(seconds, len(outcomes), lost)
 
@@ -70,23 +73,24 @@ def follow(
         Unmet: they did not in time.
     """
     ticks = _ticks()
-    under_way: list[tuple[float, Future[Reply]]] = []
     outcomes: list[Outcome] = []
+    under_way: dict[float, Future[Reply]] = {}
     change()
     began = time.monotonic()
+
+    def note(started: float, probe: Future[Reply]) -> None:
+        # On the lab's thread, the moment the answer is there.
+        outcomes.append(Outcome(started, time.monotonic() - began, who(probe.result())))
+
     while True:
         next(ticks)
         now = time.monotonic() - began
-        under_way.append((now, stage.lab.start_probe(sender, target, port)))
-        still_open = []
-        for at, probe in under_way:
-            if probe.done():
-                outcomes.append(Outcome(at, who(probe.result())))
-            else:
-                still_open.append((at, probe))
-        under_way = still_open
-        oldest_open = under_way[0][0] if under_way else now
-        followed = judge(outcomes, before, after)
+        under_way[now] = stage.lab.start_probe(sender, target, port)
+        under_way[now].add_done_callback(partial(note, now))
+        for started in [started for started, probe in under_way.items() if probe.done()]:
+            under_way.pop(started).result()  # an error of the probe itself is raised here
+        oldest_open = min(under_way, default=now)
+        followed = judge(list(outcomes), before, after)
         if followed is not None and oldest_open - followed.seconds >= _PAST_SECONDS:
             return followed
         if now > _PATIENCE_SECONDS:
