@@ -11,8 +11,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PACKAGES := iptables iproute2 conntrack nftables python3-venv python3-dev gcc libc6-dev
-TOOLS := iptables-nft iptables-legacy ip conntrack nft gcc
+PACKAGES := iptables iproute2 conntrack nfacct nftables python3-venv python3-dev gcc libc6-dev
+TOOLS := iptables-nft iptables-legacy ip conntrack nfacct nft gcc
 STAMP := .setup/python
 
 export PYTHONDONTWRITEBYTECODE = 1

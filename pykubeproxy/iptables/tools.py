@@ -94,12 +94,15 @@ def parse_saved(text: str) -> dict[str, SavedTable]:
         elif line == "COMMIT" and chains is not None:
             tables[name] = SavedTable(chains, frozenset(builtin))
             chains = None
-        elif "is incompatible" in line:
+        elif "is incompatible" in line and any(f"`{needed}'" in line for needed in _NEEDED):
             raise ValueError(line.lstrip("# "))
     if chains is not None:
         raise ValueError(f"the listing breaks off inside table {name}")
     return tables
 
+
+_NEEDED = ("nat", "filter")
+"""Tables that must be readable; in others somebody may have put what only nft understands."""
 
 _LINE = re.compile(r"\bline:? (\d+)\b")
 _VERSION = re.compile(r"v(\d+(?:\.\d+)+)")

@@ -186,3 +186,15 @@ def test_jumps_are_found_in_built_in_chains_only():
         frozenset({"OUTPUT"}),
     )
     assert list(jumps_of(table, ["KUBE-SERVICES"])) == [("OUTPUT", "-A OUTPUT -j KUBE-SERVICES")]
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        "# Table `raw' is incompatible, use 'nft' tool.",
+        "# Table `nat' contains incompatible base-chains, use 'nft' tool to list them.",
+    ],
+    ids=["a table that does not matter", "chains that are nobody's business"],
+)
+def test_what_other_programs_keep_in_nftables_is_passed_over(notice):
+    assert parse_saved(SAVED).keys() == parse_saved(f"{notice}\n{SAVED}").keys()
