@@ -17,7 +17,7 @@ from pykubeproxy.config import Config, DetectLocalMode
 from pykubeproxy.errors import HostError
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
-from pykubeproxy.model.objects import Kind, Node
+from pykubeproxy.model.objects import Kind, Node, ServiceKey
 from pykubeproxy.sync.context import describe_node
 from pykubeproxy.sync.outcome import Dataplane
 from pykubeproxy.sync.pacer import Pacer
@@ -98,6 +98,7 @@ class SyncLoop:
         self._ready = False
         self._verified_at = self._clock()
         self._failing: dict[Family, str] = {}
+        self._said: set[tuple[ServiceKey, str]] = set()
         self._probe_at = self._clock() + config.sync_period_seconds
         self._learn_at: float | None = None
         self._complain_at = self._clock() + PATIENCE_SECONDS
@@ -200,6 +201,7 @@ class SyncLoop:
 
     def _sync(self) -> None:
         started = self._clock()
+        self._said.clear()
         touched = self._store.take()
         succeeded = True
         if started - self._verified_at >= VERIFY_SECONDS:
@@ -232,6 +234,9 @@ class SyncLoop:
     def _tell(self, report: Report, seconds: float) -> None:
         family = report.family.value
         for key, problem in report.problems:
+            if (key, problem) in self._said:
+                continue  # by the other family, in this pass
+            self._said.add((key, problem))
             log.warning("part of a Service passed over", service=str(key), reason=problem)
         for entry in report.quarantined:
             log.error(

@@ -37,20 +37,31 @@ Candidates = dict[PortName, list[Candidate]]
 
 
 def candidates_by_port(
-    slices: Iterable[EndpointSlice], family: Family, node_name: str
+    slices: Iterable[EndpointSlice],
+    family: Family,
+    node_name: str,
+    problems: list[str] | None = None,
 ) -> Candidates:
     """Merge all slices of one Service into its endpoints per port name and protocol.
 
     Slices of the other family are passed over, and so are ports without a name or number and
     endpoints without a usable address. Two slices may give one port name different numbers; both
     are kept. Each list is sorted by text, so ``10.0.0.10:80`` comes before ``10.0.0.2:80``: that
-    order decides rule order and probabilities. A port without endpoints is absent.
+    order decides rule order and probabilities. A port without endpoints is absent. Addresses that
+    are none are named in *problems*.
     """
     found: dict[PortName, dict[str, Candidate]] = {}
     # By name, so that two non-terminating duplicates resolve alike on every node.
     for slice_ in sorted(slices, key=lambda s: s.metadata.name):
         if slice_.address_type != family or not slice_.endpoints:
             continue
+        if problems is not None:
+            name = slice_.metadata.name
+            problems.extend(
+                f"EndpointSlice {name}: {wire.addresses[0]!r} is no {family} address"
+                for wire in slice_.endpoints
+                if wire.addresses and _address(wire.addresses[0], family) is None
+            )
         for port in slice_.ports or ():
             if port.name is None or not port.port:
                 continue
@@ -71,8 +82,8 @@ def _merge(
     for wire in slice_.endpoints or ():
         if not wire.addresses:
             continue
-        parsed = canonical_ip(wire.addresses[0])
-        if parsed is None or parsed[0] is not family:
+        address = _address(wire.addresses[0], family)
+        if address is None:
             continue
         conditions = wire.conditions
         ready = serving = True
@@ -81,9 +92,14 @@ def _merge(
             ready = conditions.ready is not False
             serving = conditions.serving is not False
             terminating = conditions.terminating is True
-        endpoint = Endpoint(parsed[1], port, bool(node_name) and wire.node_name == node_name)
+        endpoint = Endpoint(address, port, bool(node_name) and wire.node_name == node_name)
         text = str(endpoint)
         # A pod's address may be reused while the old pod still terminates: the living one wins.
         if text in merged and terminating:
             continue
         merged[text] = Candidate(endpoint, text, ready, serving, terminating, wire.hints)
+
+
+def _address(text: str, family: Family) -> str | None:
+    parsed = canonical_ip(text)
+    return parsed[1] if parsed is not None and parsed[0] is family else None

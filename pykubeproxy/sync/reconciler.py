@@ -109,6 +109,7 @@ class Reconciler(Generic[K, V]):
         self._derived: dict[ServiceKey, _Summary] = {}
         self._totals = _Summary()
         self._quarantine: dict[ServiceKey, Quarantine] = {}
+        self._problems: dict[ServiceKey, tuple[str, ...]] = {}
         self._conflicts: frozenset[Conflict] = frozenset()
         self._trusted = False
         self._learnt = False
@@ -204,7 +205,7 @@ class Reconciler(Generic[K, V]):
             changed = (key, self.family) in touched.by_slices
             self.flows.update(key, routes.routes, endpoints_changed=changed)
             self._tracker.release(key)
-            report.problems.extend((key, problem) for problem in routes.problems)
+            self._note_problems(key, routes.problems, report)
             decided.append((key, routes))
         report.services = len(decided)
         # Compiled only now: how objects are written may depend on the size of the family.
@@ -284,6 +285,13 @@ class Reconciler(Generic[K, V]):
         )
 
     # --- notes ---
+
+    def _note_problems(self, key: ServiceKey, found: tuple[str, ...], report: Report) -> None:
+        """Report what is new; a Service whose endpoints change often repeats nothing."""
+        known = self._problems.pop(key, ())
+        report.problems.extend((key, problem) for problem in found if problem not in known)
+        if found:
+            self._problems[key] = found
 
     def _summarize(self, key: ServiceKey, new: _Summary) -> None:
         old = self._derived.pop(key, _Summary())

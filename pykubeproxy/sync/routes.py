@@ -58,7 +58,7 @@ def service_routes(
         return NOTHING
     addresses = _Addresses.of(service, cluster_ip, node)
     problems = list(addresses.problems)
-    candidates = candidates_by_port(slices, node.family, node.name)
+    candidates = candidates_by_port(slices, node.family, node.name, problems)
 
     external_local = spec.external_traffic_policy == "Local" and (
         spec.type in _EXTERNAL_TYPES

@@ -152,6 +152,17 @@ def test_problems_are_reported_with_their_service(world):
     assert world.run().problems == [(key("a"), "spec.externalIPs: 'x' is no IP address")]
 
 
+def test_a_problem_is_reported_once_until_it_is_gone(world):
+    def problems(**fields):
+        world.put("a", **fields)
+        return [problem for _, problem in world.run().problems]
+
+    assert len(problems(external_ips=["nonsense"])) == 1
+    assert problems(external_ips=["nonsense"], address="10.0.0.2") == []
+    assert problems(address="10.0.0.3") == []
+    assert len(problems(external_ips=["nonsense"])) == 1
+
+
 def test_health_checks_are_told_per_service(world):
     world.store.put(
         service(

@@ -479,3 +479,13 @@ def test_zone_hints_count_with_the_zone_of_the_node():
         service(), endpoint("10.0.0.1", zones=["a"]), endpoint("10.0.0.2", zones=["b"]), node=node
     )
     assert [e.address for e in found.cluster_endpoints] == ["10.0.0.1"]
+
+
+def test_an_endpoint_address_that_is_none_is_named_and_the_others_serve():
+    slices = [slice_("web", endpoint("10.0.0.1"), endpoint("nonsense"), endpoint("fd00::1"))]
+    found = service_routes(service("web"), slices, NodeContext("node", Family.IPV4))
+    assert [["10.0.0.1"]] == [[e.address for e in r.cluster_endpoints] for r in found.routes]
+    assert found.problems == (
+        "EndpointSlice web-1: 'nonsense' is no IPv4 address",
+        "EndpointSlice web-1: 'fd00::1' is no IPv4 address",
+    )
