@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import platform
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -70,12 +71,12 @@ def run(config: Config) -> int:
     """
     stop = Event()
     mailbox = Mailbox()
-    with _signals(stop, mailbox), _watched_threads(stop) as deaths, ExitStack() as parts:
+    with _EndRequests() as end, _watched_threads(end.ask) as deaths, ExitStack() as parts:
         loop = _build(config, stop, mailbox, parts)
         sync = Thread(target=loop.run, name="sync", daemon=True)
         sync.start()
         parts.callback(_end_sync, sync, stop, mailbox)
-        stop.wait()
+        end.wait()
     log.info("stopped; rules stay in place")
     return 1 if deaths else 0
 
@@ -149,6 +150,7 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
         parts.callback(service_health[family].stop)
 
     families = [_family_proxy(config, one, metrics, stop) for one in tools.values()]
+    _follow_counters(metrics)
     loop = SyncLoop(config, name, source.kinds, mailbox, families, reactions, time.monotonic, stop)
     if config.nodeport_addresses:
         monitor = AddressMonitor(loop.addresses_changed)
@@ -221,6 +223,23 @@ def _xtables_settings(config: Config, tools: Tools) -> XtablesSettings:
     )
 
 
+def _follow_counters(metrics: Metrics) -> None:
+    """Show what the rules with an nfacct match count; nothing where the kernel has none."""
+    for counter, name, text in (
+        (
+            INVALID_COUNTER,
+            "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+            "packets dropped by iptables to work around conntrack problems",
+        ),
+        (
+            LOCALHOST_COUNTER,
+            "kubeproxy_iptables_localhost_nodeports_accepted_packets",
+            "Number of packets accepted on nodeports of loopback interface",
+        ),
+    ):
+        metrics.follow_packets(name, text, partial(nfacct.read_counter, counter))
+
+
 def _service_health(
     config: Config, name: str, family: Family, health: HealthServer, reactions: Reactions
 ) -> ServiceHealth:
@@ -245,7 +264,7 @@ def _waiting(metrics: Metrics, family: Family, seconds: float) -> None:
 
 
 @contextmanager
-def _watched_threads(stop: Event) -> Iterator[list[str]]:
+def _watched_threads(ask_to_end: Callable[[], None]) -> Iterator[list[str]]:
     """End the process when one of its threads dies; yields the names of those that did.
 
     A proxy without one of its parts would look alive and do half its work. Whoever runs it
@@ -261,7 +280,7 @@ def _watched_threads(stop: Event) -> Iterator[list[str]]:
             thread=name,
             exc_info=(death.exc_type, death.exc_value, death.exc_traceback),
         )
-        stop.set()
+        ask_to_end()
 
     before, threading.excepthook = threading.excepthook, died
     try:
@@ -276,18 +295,40 @@ def _end_sync(thread: Thread, stop: Event, mailbox: Mailbox) -> None:
     thread.join()
 
 
-@contextmanager
-def _signals(stop: Event, mailbox: Mailbox) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for an orderly end while the block runs."""
+class _EndRequests:
+    """What the main thread waits for: SIGTERM, SIGINT, or the death of a thread.
 
-    def ask(number: int, _frame: FrameType | None) -> None:
-        log.info("stopping", signal=signal.Signals(number).name)
-        stop.set()
-        mailbox.wake()
+    They arrive as bytes in a socket. An Event that a handler sets is not enough: Python runs
+    handlers on the main thread between two instructions, so a signal that another thread takes,
+    or that comes just before the wait, left it waiting for good (3 % of ends on a busy machine).
+    """
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> _EndRequests:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._before = {
+            number: signal.signal(number, _only_wake) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._reader.close()
+        self._writer.close()
+
+    def ask(self) -> None:
+        """End the wait; from any thread."""
+        with suppress(OSError):  # full, or closed: the end is under way
+            self._writer.send(b"\0")
+
+    def wait(self) -> None:
+        number = self._reader.recv(1)[0]
+        if number:
+            log.info("stopping", signal=signal.Signals(number).name)
+
+
+def _only_wake(_number: int, _frame: FrameType | None) -> None:
+    """The byte that was written before this call says it all."""

@@ -14,6 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.objects import ServiceKey
 
 __all__ = ["Metrics"]
 
@@ -36,11 +37,6 @@ class Metrics:
         self._last_queued = self._gauge(
             "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
             "The last time a sync of proxy rules was queued",
-        )
-        self._iptables_total = self._gauge(
-            "kubeproxy_sync_proxy_rules_iptables_total",
-            "Total number of iptables rules owned by kube-proxy",
-            ["table", "ip_family"],
         )
         self._iptables_last = self._gauge(
             "kubeproxy_sync_proxy_rules_iptables_last",
@@ -80,6 +76,12 @@ class Metrics:
         self._livez = self._counter(
             "kubeproxy_proxy_livez", "Cumulative proxy livez HTTP status", ["code"]
         )
+        self._named: dict[Family, set[ServiceKey]] = {}
+        self._quarantine = self._gauge(
+            "pykubeproxy_service_quarantined",
+            "1 for each Service whose rules the kernel refused and that waits for another try",
+            ["namespace", "service", "ip_family"],
+        )
         self._quarantined = self._gauge(
             "pykubeproxy_services_quarantined",
             "Services whose rules the kernel refused and that wait for another try",
@@ -109,9 +111,6 @@ class Metrics:
 
     def sync_queued(self, family: Family, unix_seconds: float) -> None:
         self._last_queued.labels(family.value).set(unix_seconds)
-
-    def rules_owned(self, family: Family, table: str, rules: int) -> None:
-        self._iptables_total.labels(table, family.value).set(rules)
 
     def rules_written(self, family: Family, table: str, rules: int) -> None:
         """A pass wrote *rules* to *table*: sets the last value and adds to the total."""
@@ -144,8 +143,16 @@ class Metrics:
         """*path* is ``healthz`` or ``livez``; fits `HealthServer`'s ``count``."""
         (self._healthz if path == "healthz" else self._livez).labels(str(code)).inc()
 
-    def quarantined(self, family: Family, services: int) -> None:
-        self._quarantined.labels(family.value).set(services)
+    def quarantined(self, family: Family, services: Iterable[ServiceKey]) -> None:
+        """Say which Services are in quarantine now; those that left it lose their series."""
+        now = set(services)
+        self._quarantined.labels(family.value).set(len(now))
+        known = self._named.setdefault(family, set())
+        for namespace, name in known - now:
+            self._quarantine.remove(namespace, name, family.value)
+        for namespace, name in now:
+            self._quarantine.labels(namespace, name, family.value).set(1)
+        self._named[family] = now
 
     def lock_waited(self, family: Family, seconds: float) -> None:
         self._lock_wait.labels(family.value).inc(seconds)

@@ -156,7 +156,7 @@ class Reactions:
     def _count(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
         family = report.family
         self._metrics.sync_ended(family, seconds)
-        self._metrics.quarantined(family, len(reconciler.quarantined))
+        self._metrics.quarantined(family, (entry.owner for entry in reconciler.quarantined))
         for outcome, count in report.outcomes.items():
             for _ in range(count):
                 self._metrics.transaction(family, outcome)

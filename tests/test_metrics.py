@@ -5,7 +5,9 @@ from prometheus_client.exposition import generate_latest
 
 from pykubeproxy.metrics import Metrics
 from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.objects import ServiceKey
 
+WEB, DB = ServiceKey("shop", "web"), ServiceKey("shop", "db")
 V4 = Family.IPV4
 FAMILY = {"ip_family": "IPv4"}
 
@@ -19,8 +21,6 @@ FAMILY = {"ip_family": "IPv4"}
          "kubeproxy_sync_proxy_rules_last_timestamp_seconds", FAMILY, 7.0),
         (lambda m: m.sync_queued(V4, 7.0),
          "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", FAMILY, 7.0),
-        (lambda m: m.rules_owned(V4, "nat", 9), "kubeproxy_sync_proxy_rules_iptables_total",
-         {**FAMILY, "table": "nat"}, 9),
         (lambda m: m.rules_written(V4, "nat", 3), "kubeproxy_sync_proxy_rules_iptables_last",
          {**FAMILY, "table": "nat"}, 3),
         (lambda m: m.rules_written(V4, "nat", 3), "pykubeproxy_rules_written_total", FAMILY, 3),
@@ -40,7 +40,7 @@ FAMILY = {"ip_family": "IPv4"}
          {"code": "503"}, 1),
         (lambda m: m.health_answered("livez", 200), "kubeproxy_proxy_livez_total",
          {"code": "200"}, 1),
-        (lambda m: m.quarantined(V4, 2), "pykubeproxy_services_quarantined", FAMILY, 2),
+        (lambda m: m.quarantined(V4, [WEB, DB]), "pykubeproxy_services_quarantined", FAMILY, 2),
         (lambda m: m.lock_waited(V4, 0.5), "pykubeproxy_xtables_lock_wait_seconds_total",
          FAMILY, 0.5),
         (lambda m: m.repaired(V4), "pykubeproxy_repairs_total", FAMILY, 1),
@@ -70,3 +70,15 @@ def test_kernel_counters_are_read_at_each_scrape(packets, expected):
     metrics = Metrics()
     metrics.follow_packets("kubeproxy_x_packets", "text", lambda: packets)
     assert expected == metrics.registry.get_sample_value("kubeproxy_x_packets_total")
+
+
+def test_a_quarantined_service_is_named_until_it_recovers():
+    metrics = Metrics()
+
+    def named(service):
+        labels = {"namespace": service.namespace, "service": service.name, "ip_family": "IPv4"}
+        return metrics.registry.get_sample_value("pykubeproxy_service_quarantined", labels)
+
+    metrics.quarantined(Family.IPV4, [WEB, DB])
+    metrics.quarantined(Family.IPV4, [DB])
+    assert (None, 1) == (named(WEB), named(DB))
