@@ -11,11 +11,8 @@ import struct
 
 from pykubeproxy.host.netlink import ACK, CREATE, EXCL, NETFILTER, Netlink, attribute, attributes
 
-__all__ = ["CT_STATE_INVALID_DROPPED", "LOCALHOST_NODEPORTS_ACCEPTED", "ensure_counter",
-           "read_counter"]  # fmt: skip
+__all__ = ["ensure_counter", "read_counter"]  # fmt: skip
 
-CT_STATE_INVALID_DROPPED = "ct_state_invalid_dropped_pkts"
-LOCALHOST_NODEPORTS_ACCEPTED = "localhost_nps_accepted_pkts"
 
 _SUBSYSTEM = 7 << 8
 _NEW, _GET = _SUBSYSTEM | 0, _SUBSYSTEM | 1
