@@ -81,5 +81,5 @@ def daemon(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator
     server: ApiUnderTest = request.getfixturevalue(name)
     daemon = ApiDaemon(lab, server.kubeconfig, tmp_path)
     yield daemon
-    daemon.stop()
+    assert daemon.stop() == 0, daemon.text()
     assert "Traceback" not in daemon.text(), daemon.text()

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.kernel.running import REPOSITORY, RunningDaemon, eventually
 from e2e.lab import Answer, Lab
+from e2e.lab.addresses import CLUSTER_CIDR
 
 __all__ = ["ApiDaemon", "Reply", "eventually", "fetch"]
 
@@ -53,6 +54,8 @@ class ApiDaemon(RunningDaemon):
         variant: str = "nft",
         path: Path | None = None,
     ) -> None:
+        if not any(flag.startswith("--cluster-cidr") for flag in flags):  # repeated, they add up
+            flags = (*flags, f"--cluster-cidr={','.join(CLUSTER_CIDR.values())}")
         super().__init__(lab, variant, directory, *flags, path=path)
         self._kubeconfig = kubeconfig
 
@@ -65,7 +68,6 @@ class ApiDaemon(RunningDaemon):
                     "--proxy-mode=iptables",
                     f"--iptables-variant={self.variant}",
                     "--hostname-override=node",
-                    "--cluster-cidr=10.244.0.0/16,fd00:244::/31",
                     f"--kubeconfig={self._kubeconfig}",
                     "-v=2",
                     *self._flags,

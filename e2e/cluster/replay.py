@@ -23,7 +23,7 @@ from tests.fakes import recordings
 
 __all__ = ["Replay", "Scene"]
 
-PACE = 0.3
+PACE = 0.15
 _RECORDINGS = Path(recordings.__file__).parent / "recordings"
 
 Scene = dict[str, str]

@@ -211,10 +211,14 @@ def test_rules_stay_while_the_server_is_away_and_its_new_content_comes_by_one_li
     served.has_caught_up()
     served.goes_on()
     for plural in ("services", "endpointslices", "nodes"):
-        lists = served.server.count(
-            lambda r, p=plural: p in r.path and ("sendInitialEvents" in r.query or not r.is_watch)
-        )
-        assert lists == 1, plural
+
+        def lists(plural: str = plural) -> int:
+            return served.server.count(
+                lambda r: plural in r.path and ("sendInitialEvents" in r.query or not r.is_watch)
+            )
+
+        served.server.wait_until(lists)
+        assert lists() == 1, plural
     assert served.daemon.says("contact regained")
 
 

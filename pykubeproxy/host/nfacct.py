@@ -11,7 +11,7 @@ import struct
 
 from pykubeproxy.host.netlink import ACK, CREATE, EXCL, NETFILTER, Netlink, attribute, attributes
 
-__all__ = ["ensure_counter", "read_counter"]  # fmt: skip
+__all__ = ["ensure_counter", "read_counter"]
 
 
 _SUBSYSTEM = 7 << 8
