@@ -140,10 +140,9 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
     cleaner = FlowCleaner(metrics, time.monotonic)
     cleaner.start()
     parts.callback(cleaner.stop)
+    leftovers = Thread(target=_remove_other_modes, name="leftovers", daemon=True)
     service_health: dict[Family, ServiceHealth] = {}
-    reactions = Reactions(
-        metrics, health, status, service_health, cleaner, record, _remove_other_modes
-    )
+    reactions = Reactions(metrics, health, status, service_health, cleaner, record, leftovers.start)
     for family in tools:
         service_health[family] = _service_health(config, name, family, health, reactions)
         service_health[family].start()

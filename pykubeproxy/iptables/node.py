@@ -88,7 +88,7 @@ def random_fully(tools: Tools, runner: Runner = run) -> bool:
     )
 
 
-NFTABLES_TABLES = ("table ip kube-proxy", "table ip6 kube-proxy")
+NFTABLES_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 """What kube-proxy's nftables mode makes."""
 
 
@@ -135,19 +135,17 @@ def remove_nftables_leftovers(runner: Runner = run) -> list[str]:
     Left in place they would go on redirecting by what the cluster was then. A node without the
     nft program has none.
     """
-    listing = runner(["nft", "list", "tables"], None, QUICK_SECONDS)
-    if not (isinstance(listing, Finished) and listing.exit_status == 0):
-        return []
     removed = []
-    for line in listing.stdout.decode(errors="replace").splitlines():
-        if line.strip() not in NFTABLES_TABLES:
+    for family, name in NFTABLES_TABLES:
+        # By name: "list tables" reads every rule of every table, 15 s for 10 000 Services.
+        listing = runner(["nft", "--terse", "list", "table", family, name], None, QUICK_SECONDS)
+        if not (isinstance(listing, Finished) and listing.exit_status == 0):
             continue
-        _, family, name = line.split()
         result = runner(["nft", "delete", "table", family, name], None, QUICK_SECONDS)
         if isinstance(result, Finished) and result.exit_status == 0:
-            removed.append(line.strip())
+            removed.append(f"table {family} {name}")
         else:
-            log.warning("nftables table not removed", table=line.strip(), reason=describe(result))
+            log.warning("nftables table not removed", table=name, reason=describe(result))
     return removed
 
 
