@@ -141,12 +141,25 @@ class ProxiedLab:
         found: dict[tuple[str, Family], list[str]] = {
             (world.name, family): [] for _, world in self._worlds.values() for family in Family
         }
-        with ThreadPoolExecutor(96) as pool:
-            results = pool.map(lambda job: self._problem_with(job[2], job[1]), jobs)
-            for (world, family, packet), problem in zip(jobs, results, strict=True):
-                if problem is not None:
-                    found[world.name, family].append(f"{packet}: {problem}")
+        results = self._problems_with([(packet, family) for _, family, packet in jobs])
+        for (world, family, packet), problem in zip(jobs, results, strict=True):
+            if problem is not None:
+                found[world.name, family].append(f"{packet}: {problem}")
         return found
+
+    def problems_of(self, world: World, family: Family, place: Place) -> list[str]:
+        """The same for one world, wherever its objects are now."""
+        packets = packets_on_wire(world, family, place)
+        results = self._problems_with([(packet, family) for packet in packets])
+        return [
+            f"{world.name}: {packet}: {problem}"
+            for packet, problem in zip(packets, results, strict=True)
+            if problem is not None
+        ]
+
+    def _problems_with(self, jobs: Sequence[tuple[Packet, Family]]) -> list[str | None]:
+        with ThreadPoolExecutor(96) as pool:
+            return list(pool.map(lambda job: self._problem_with(*job), jobs))
 
     def _send(self, packet: Packet, times: int, seconds: float) -> list[Reply]:
         started = [
