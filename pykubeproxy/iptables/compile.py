@@ -217,6 +217,7 @@ class _RouteCompiler:
         self._node = node
         self._settings = settings
         self._endpoint_comments = endpoint_comments
+        self._seps: dict[Endpoint, str] = {}
         self._name = str(route.key)
         self._protocol = route.key.protocol.lower()
         digest = port_hash(route.key)
@@ -442,7 +443,12 @@ class _RouteCompiler:
         return self._svc if pool is Pool.CLUSTER else self._svl
 
     def _sep(self, endpoint: Endpoint) -> str:
-        return f"KUBE-SEP-{endpoint_hash(self._route.key, str(endpoint))}"
+        # Asked for three times per endpoint, and hashing is a third of a first compile.
+        name = self._seps.get(endpoint)
+        if name is None:
+            name = f"KUBE-SEP-{endpoint_hash(self._route.key, str(endpoint))}"
+            self._seps[endpoint] = name
+        return name
 
     def _pods(self, *, inverted: bool) -> str:
         no = "! " if inverted else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from queue import Empty, Full, Queue
+from queue import SimpleQueue
 from threading import Event as StopEvent
 from threading import Thread
 from typing import Any, Protocol
@@ -25,7 +25,6 @@ log = structlog.get_logger(__name__)
 
 CONTROLLER = "kube-proxy"
 QUEUE_LENGTH = 100
-_POLL_SECONDS = 0.5
 
 
 class Poster(Protocol):
@@ -85,7 +84,7 @@ class EventRecorder:
         self._node = node
         self._instance = instance
         self._now = now
-        self._queue: Queue[Happening] = Queue(QUEUE_LENGTH)
+        self._queue: SimpleQueue[Happening | None] = SimpleQueue()
         self._stop = StopEvent()
         self._thread = Thread(target=self._run, name="events", daemon=True)
         self._complained = False
@@ -96,21 +95,23 @@ class EventRecorder:
     def stop(self) -> None:
         """Drop what is still queued and end the thread."""
         self._stop.set()
+        self._queue.put(None)
         self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """How many Events are still to be posted."""
+        return self._queue.qsize()
 
     def record(self, happening: Happening) -> None:
         """Queue an Event; never waits, any thread."""
-        try:
-            self._queue.put_nowait(happening)
-        except Full:
+        if self._queue.qsize() < QUEUE_LENGTH:
+            self._queue.put(happening)
+        else:
             log.debug("event dropped, too many are waiting", reason=happening.reason)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                happening = self._queue.get(timeout=_POLL_SECONDS)
-            except Empty:
-                continue
+        while (happening := self._queue.get()) is not None and not self._stop.is_set():
             body = event_body(happening, self._node, self._instance, self._now())
             try:
                 self._poster.create_event(body["metadata"]["namespace"], body)
