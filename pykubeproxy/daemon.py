@@ -6,6 +6,7 @@ Threads: one per watched resource, one sync thread, the servers, and helpers tha
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import socket
@@ -25,6 +26,7 @@ from pykubeproxy.config import Config
 from pykubeproxy.errors import ConfigError
 from pykubeproxy.host import nfacct, sysctls
 from pykubeproxy.host.addresses import AddressMonitor, local_addresses
+from pykubeproxy.host.exec import run as run_program
 from pykubeproxy.iptables.compile import (
     INVALID_COUNTER,
     LOCALHOST_COUNTER,
@@ -44,12 +46,13 @@ from pykubeproxy.iptables.tools import LOCK_SECONDS, Tools
 from pykubeproxy.loop import FamilyProxy, SyncLoop
 from pykubeproxy.metrics import Metrics
 from pykubeproxy.model.kinds import Family
-from pykubeproxy.model.objects import Kind
+from pykubeproxy.model.node import NodeContext
+from pykubeproxy.model.objects import Kind, ServiceKey
 from pykubeproxy.reactions import FlowCleaner, Reactions
 from pykubeproxy.serve.health import HealthServer
 from pykubeproxy.serve.service_health import ServiceHealth
 from pykubeproxy.serve.status import Status
-from pykubeproxy.sync.context import describe_node, localhost_serves_nodeports
+from pykubeproxy.sync.context import localhost_serves_nodeports
 from pykubeproxy.sync.reconciler import Reconciler
 from pykubeproxy.watch.events import EventRecorder, Happening
 from pykubeproxy.watch.mailbox import Mailbox
@@ -72,7 +75,12 @@ def run(config: Config) -> int:
     stop = Event()
     mailbox = Mailbox()
     with _EndRequests() as end, _watched_threads(end.ask) as deaths, ExitStack() as parts:
-        loop = _build(config, stop, mailbox, parts)
+        try:
+            loop = _build(config, stop, mailbox, parts)
+        except _EndedEarly:
+            log.info("stopped while starting; nothing was written")
+            return 0
+        end.interrupts = False
         sync = Thread(target=loop.run, name="sync", daemon=True)
         sync.start()
         parts.callback(_end_sync, sync, stop, mailbox)
@@ -141,13 +149,10 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
     cleaner.start()
     parts.callback(cleaner.stop)
     leftovers = Thread(target=_remove_other_modes, name="leftovers", daemon=True)
-    service_health: dict[Family, ServiceHealth] = {}
-    reactions = Reactions(metrics, health, status, service_health, cleaner, record, leftovers.start)
-    for family in tools:
-        service_health[family] = _service_health(config, name, family, health, reactions)
-        service_health[family].start()
-        parts.callback(service_health[family].stop)
-
+    reactions = Reactions(
+        metrics, health, status, partial(_open_ports, health), cleaner, record, leftovers.start
+    )
+    parts.callback(reactions.close)
     families = [_family_proxy(config, one, metrics, stop) for one in tools.values()]
     _follow_counters(metrics)
     loop = SyncLoop(config, name, source.kinds, mailbox, families, reactions, time.monotonic, stop)
@@ -196,7 +201,8 @@ def _family_proxy(
     config: Config, tools: Tools, metrics: Metrics, stop: Event
 ) -> FamilyProxy[Key, Rules]:
     family = tools.family
-    dataplane = XtablesDataplane(tools, partial(_waiting, metrics, family), stop)
+    runner = partial(run_program, cancel=stop)
+    dataplane = XtablesDataplane(tools, partial(_waiting, metrics, family), stop, runner)
     compiler = IptablesCompiler(_xtables_settings(config, tools))
     reconciler = Reconciler(family, compiler, dataplane, time.monotonic)
     return FamilyProxy(family, reconciler, dataplane, partial(local_addresses, family))
@@ -239,15 +245,15 @@ def _follow_counters(metrics: Metrics) -> None:
         metrics.follow_packets(name, text, partial(nfacct.read_counter, counter))
 
 
-def _service_health(
-    config: Config, name: str, family: Family, health: HealthServer, reactions: Reactions
+def _open_ports(
+    health: HealthServer, context: NodeContext, refused: Callable[[ServiceKey, int, str], None]
 ) -> ServiceHealth:
-    """Responders for health check node ports, on the addresses that node ports have at start."""
-    addresses = local_addresses(family) if config.nodeport_addresses else ()
-    context = describe_node(config, name, None, addresses, family)
-    return ServiceHealth(
-        family, context.nodeport_addresses, health.is_healthy, reactions.port_refused
+    """Start the responders for health check node ports of one family."""
+    responders = ServiceHealth(
+        context.family, context.nodeport_addresses, health.is_healthy, refused
     )
+    responders.start()
+    return responders
 
 
 def _waiting(metrics: Metrics, family: Family, seconds: float) -> None:
@@ -294,6 +300,10 @@ def _end_sync(thread: Thread, stop: Event, mailbox: Mailbox) -> None:
     thread.join()
 
 
+class _EndedEarly(BaseException):
+    """A signal came while the parts were being built."""
+
+
 class _EndRequests:
     """What the main thread waits for: SIGTERM, SIGINT, or the death of a thread.
 
@@ -302,12 +312,16 @@ class _EndRequests:
     or that comes just before the wait, left it waiting for good (3 % of ends on a busy machine).
     """
 
+    interrupts = True
+    """While true, a signal ends what the main thread does (building) by `_EndedEarly`."""
+
     def __enter__(self) -> _EndRequests:
+        self._asked = 0
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._before = {
-            number: signal.signal(number, _only_wake) for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)
         }
         return self
 
@@ -318,6 +332,17 @@ class _EndRequests:
         self._reader.close()
         self._writer.close()
 
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        """The byte that was written before this call is what `wait` reads.
+
+        Whoever asks a second time does not want to wait for a tool or a thread any longer.
+        """
+        self._asked += 1
+        if self._asked > 1:
+            os._exit(128 + number)
+        if self.interrupts:
+            raise _EndedEarly
+
     def ask(self) -> None:
         """End the wait; from any thread."""
         with suppress(OSError):  # full, or closed: the end is under way
@@ -327,7 +352,3 @@ class _EndRequests:
         number = self._reader.recv(1)[0]
         if number:
             log.info("stopping", signal=signal.Signals(number).name)
-
-
-def _only_wake(_number: int, _frame: FrameType | None) -> None:
-    """The byte that was written before this call says it all."""

@@ -6,7 +6,7 @@ health, Events, conntrack) is told to a `Listener`, which must not block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from threading import Event as StopEvent
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import Kind, Node, ServiceKey
 from pykubeproxy.sync.context import describe_node
-from pykubeproxy.sync.outcome import Dataplane
+from pykubeproxy.sync.outcome import Dataplane, is_leftover
 from pykubeproxy.sync.pacer import Pacer
 from pykubeproxy.sync.reconciler import Reconciler, Report
 from pykubeproxy.sync.store import Store, Touched
@@ -46,6 +46,9 @@ class Listener(Protocol):
 
     def received(self, event: Event) -> None:
         """An object arrived."""
+
+    def ready(self, contexts: Mapping[Family, NodeContext]) -> None:
+        """All first lists are complete, so this node is known; before the first pass."""
 
     def node_changed(self, node: Node | None) -> None:
         """The own Node was seen first, or changed."""
@@ -121,7 +124,10 @@ class SyncLoop:
         if not self._ready and not self._become_ready(now):
             return
         if self._contexts_stale:
+            first = not self._contexts
             self._refresh_contexts()
+            if first:
+                self._listener.ready(self._contexts)
         if self._pacer.due(now):
             self._sync()
         self._probe_if_due()
@@ -214,8 +220,9 @@ class SyncLoop:
         self._pacer.finished(now, now - started, succeeded)
         for proxy in self._families:
             retry_at = proxy.reconciler.retry_at
-            if retry_at is not None:
-                self._pacer.request_at(retry_at)
+            # One in the past belongs to a pass that did not get there: its backoff counts.
+            if retry_at is not None and retry_at > now:
+                self._pacer.request(retry_at)
         self._learn_at = now + QUIET_SECONDS if succeeded else None
 
     def _sync_family(self, proxy: FamilyProxy[Any, Any], touched: Touched) -> bool:
@@ -239,6 +246,15 @@ class SyncLoop:
             self._said.add((key, problem))
             log.warning("part of a Service passed over", service=str(key), reason=problem)
         for entry in report.quarantined:
+            if is_leftover(entry.owner):
+                if entry.attempts == 1:
+                    log.warning(
+                        "leftover not removed, something else still uses it; tried again later",
+                        family=family,
+                        what=entry.owner.name,
+                        reason=entry.detail,
+                    )
+                continue
             log.error(
                 "service quarantined: the kernel refuses its rules, everything else goes on",
                 family=family,
@@ -247,6 +263,8 @@ class SyncLoop:
                 reason=entry.detail,
             )
         for owner in report.recovered:
+            if is_leftover(owner):
+                continue
             log.info("service out of quarantine", family=family, service=str(owner))
         if report.succeeded:
             if self._failing.pop(report.family, None) is not None:
@@ -286,8 +304,8 @@ class SyncLoop:
             )
             self._listener.repairing(proxy.family)
             proxy.reconciler.distrust()
-            # At once and outside the pacing: Services do not work now.
-            self._sync_family(proxy, Touched())
+            # At once: Services do not work now. A failure is then retried like any other.
+            self._pacer.urge(now)
 
     def _learn_if_quiet(self) -> None:
         if self._learn_at is None or self._clock() < self._learn_at:
@@ -295,7 +313,12 @@ class SyncLoop:
         self._learn_at = None
         for proxy in self._families:
             try:
-                proxy.reconciler.learn()
+                if not proxy.reconciler.learn():
+                    log.warning(
+                        "somebody edited our rules, writing them again", family=proxy.family.value
+                    )
+                    self._listener.repairing(proxy.family)
+                    self._pacer.urge(self._clock())
             except HostError as error:
                 log.warning("rules not read back", reason=str(error))
 

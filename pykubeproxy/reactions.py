@@ -15,11 +15,13 @@ import structlog
 from pykubeproxy.host.conntrack import remove_stale
 from pykubeproxy.metrics import Metrics
 from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import Kind, Node, ServiceKey
 from pykubeproxy.serve.health import HealthServer, now
 from pykubeproxy.serve.service_health import ServiceHealth
 from pykubeproxy.serve.status import Status
 from pykubeproxy.sync.flows import FlowTable, Scope
+from pykubeproxy.sync.outcome import is_leftover
 from pykubeproxy.sync.reconciler import Reconciler, Report
 from pykubeproxy.watch.events import Happening
 from pykubeproxy.watch.source import Event, Replaced
@@ -27,6 +29,9 @@ from pykubeproxy.watch.source import Event, Replaced
 __all__ = ["FlowCleaner", "Reactions"]
 
 log = structlog.get_logger(__name__)
+
+Refused = Callable[[ServiceKey, int, str], None]
+"""Hears of a health check node port that cannot be opened: Service, port, reason."""
 
 Removal = tuple[Family, FlowTable, Scope]
 
@@ -85,21 +90,37 @@ class Reactions:
         metrics: Metrics,
         health: HealthServer,
         status: Status,
-        service_health: Mapping[Family, ServiceHealth],
+        open_ports: Callable[[NodeContext, Refused], ServiceHealth],
         cleaner: FlowCleaner,
         record: Callable[[Happening], None],
         once_in_sync: Callable[[], None] = lambda: None,
     ) -> None:
-        """*once_in_sync* is called once, after every family's first successful pass."""
+        """*open_ports* makes and starts the responders for health check node ports of a family.
+
+        *once_in_sync* is called once, after every family's first successful pass.
+        """
         self._metrics = metrics
         self._health = health
         self._status = status
-        self._service_health = service_health
+        self._open_ports = open_ports
+        self._service_health: dict[Family, ServiceHealth] = {}
         self._cleaner = cleaner
         self._record = record
         self._once_in_sync: Callable[[], None] | None = once_in_sync
         self._in_sync: set[Family] = set()
         self._publish(status)
+
+    def ready(self, contexts: Mapping[Family, NodeContext]) -> None:
+        # On the addresses that serve node ports now; as in kube-proxy they are settled once.
+        self._service_health = {
+            family: self._open_ports(context, self.port_refused)
+            for family, context in contexts.items()
+        }
+
+    def close(self) -> None:
+        """Close the health check node ports; after the last call of any other method."""
+        for responders in self._service_health.values():
+            responders.stop()
 
     def received(self, event: Event) -> None:
         count = len(event.objects) if isinstance(event, Replaced) else 1
@@ -126,6 +147,8 @@ class Reactions:
         family = report.family
         self._count(reconciler, report, seconds)
         for entry in report.quarantined:
+            if is_leftover(entry.owner):
+                continue
             self._record(
                 Happening(
                     "FailedToProgramService",

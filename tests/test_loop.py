@@ -47,6 +47,9 @@ class Heard:
     def received(self, event):
         self.events.append(event)
 
+    def ready(self, contexts):
+        self.contexts = dict(contexts)
+
     def node_changed(self, node):
         self.nodes.append(node)
 
@@ -225,6 +228,7 @@ def test_a_kernel_that_cannot_be_read_is_tried_again(rig):
 def test_flushed_objects_come_back_without_a_change_in_the_api(started):
     started.kernel.objects.clear()
     started.step(31)
+    started.step()
     assert started.heard.repairs == [Family.IPV4]
     assert POOL in started.kernel.objects
 
@@ -243,6 +247,38 @@ def test_fingerprints_are_learnt_once_when_it_is_quiet(started):
     started.step(QUIET_SECONDS)
     started.step(QUIET_SECONDS)
     assert started.kernel.learned == 1
+
+
+def test_a_repair_that_fails_is_tried_again_soon(started):
+    started.kernel.objects.clear()
+    started.kernel.unknowns.append("before")
+    started.step(31)
+    started.step()
+    assert started.kernel.objects == {}
+    started.step(0.3)
+    assert POOL in started.kernel.objects
+
+
+def test_an_expired_quarantine_does_not_defeat_the_backoff_of_failures(started):
+    started.kernel.refused.add(WEB.key)
+    started.mailbox.put(Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint("10.244.0.2"))))
+    started.step(5)
+    started.kernel.broken = "iptables-save fails"
+    started.loop._families[0].reconciler.distrust()
+    started.step(2)
+    before = len(started.heard.reports)
+    for _ in range(50):
+        started.step(0.02)
+    assert len(started.heard.reports) - before < 5
+
+
+def test_an_edit_by_somebody_else_is_found_when_fingerprints_are_learnt(started):
+    started.kernel.learns_well = False
+    started.step(QUIET_SECONDS + 1)
+    started.kernel.objects[POOL] = ("somebody's edit",)
+    started.step()
+    assert started.heard.repairs == [Family.IPV4]
+    assert started.kernel.objects[POOL] == ("10.244.0.1:8080",)
 
 
 def test_a_quarantined_service_is_tried_again_by_itself(started):

@@ -51,9 +51,10 @@ class Rig:
         self.cleaner.submit = lambda *job: self.submitted.append(job)
         self.happened = []
         self.reactions = Reactions(
-            self.metrics, self.health, Status(60.0), {V4: self.ports}, self.cleaner,
+            self.metrics, self.health, Status(60.0), lambda *_: self.ports, self.cleaner,
             self.happened.append,
         )  # fmt: skip
+        self.reactions.ready({V4: NodeContext("node", V4)})
         self.kernel = MemoryDataplane()
         self.reconciler = Reconciler(V4, PlainCompiler(), self.kernel, lambda: 0.0)
         self.store = Store()
@@ -149,9 +150,10 @@ def test_what_other_modes_left_goes_once_everything_is_in_sync():
     rig = Rig()
     calls = []
     rig.reactions = Reactions(
-        rig.metrics, rig.health, Status(60.0), {V4: rig.ports}, rig.cleaner,
+        rig.metrics, rig.health, Status(60.0), lambda *_: rig.ports, rig.cleaner,
         rig.happened.append, lambda: calls.append(1),
     )  # fmt: skip
+    rig.reactions.ready({V4: NodeContext("node", V4)})
     rig.kernel.unknowns.append("before")
     rig.run(service("a"))
     assert calls == []

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
+from threading import Event
 
 from msgspec import Struct
 
@@ -17,6 +19,8 @@ __all__ = ["Finished", "Killed", "NotStarted", "Result", "TimedOut", "run"]
 _SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # How long to wait for the pipes of a killed tool: a grandchild outside its group may hold them.
 _REAP_SECONDS = 1.0
+CANCEL_SECONDS = 5.0
+_POLL_SECONDS = 0.5
 
 
 class Finished(Struct, frozen=True):
@@ -55,11 +59,17 @@ class Killed(Struct, frozen=True):
 Result = Finished | NotStarted | TimedOut | Killed
 
 
-def run(argv: Sequence[str], input: bytes | None, timeout_seconds: float) -> Result:
+def run(
+    argv: Sequence[str],
+    input: bytes | None,
+    timeout_seconds: float,
+    cancel: Event | None = None,
+) -> Result:
     """Run *argv* with *input* on its standard input (``None``: empty) and collect its output.
 
     The tool gets LC_ALL=C and a PATH with the sbin directories, and a session of its own so that
-    all of it can be killed. Input of any size is fed while output is read. About 1 ms on top of
+    all of it can be killed. When *cancel* is set while it runs, it is killed `CANCEL_SECONDS`
+    later at the latest. Input of any size is fed while output is read. About 1 ms on top of
     what the tool itself takes (vfork, no preexec).
     """
     path = os.environ.get("PATH", "")
@@ -77,7 +87,7 @@ def run(argv: Sequence[str], input: bytes | None, timeout_seconds: float) -> Res
         return NotStarted(f"{argv[0]}: {error.strerror}")
     with process:
         try:
-            stdout, stderr = process.communicate(input, timeout=timeout_seconds)
+            stdout, stderr = _communicate(process, input, timeout_seconds, cancel)
         except subprocess.TimeoutExpired:
             _kill_group(process)
             return TimedOut(timeout_seconds, _rest_of_stderr(process))
@@ -87,6 +97,29 @@ def run(argv: Sequence[str], input: bytes | None, timeout_seconds: float) -> Res
     if process.returncode < 0:
         return Killed(-process.returncode, stderr)
     return Finished(process.returncode, stdout, stderr)
+
+
+def _communicate(
+    process: subprocess.Popen[bytes],
+    input: bytes | None,
+    timeout_seconds: float,
+    cancel: Event | None,
+) -> tuple[bytes, bytes]:
+    """Feed and read to the end; a cancelled tool has some seconds left to finish by itself."""
+    if cancel is None:
+        return process.communicate(input, timeout=timeout_seconds)
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        now = time.monotonic()
+        if cancel.is_set():
+            deadline = min(deadline, now + CANCEL_SECONDS)
+            return process.communicate(input, timeout=max(0.0, deadline - now))
+        try:
+            return process.communicate(input, timeout=min(_POLL_SECONDS, max(0.0, deadline - now)))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                raise
+            input = None  # is under way; communicate() takes it once
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from pykubeproxy.errors import HostError, Unsupported
-from pykubeproxy.host.exec import Finished, run
+from pykubeproxy.host.exec import Finished, NotStarted, run
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, Runner, describe, read_tables
 from pykubeproxy.iptables.names import BASE_CHAINS, is_service_chain
 from pykubeproxy.iptables.tools import (
@@ -103,16 +103,19 @@ def clean_up(runner: Runner = run) -> tuple[Removed, list[str]]:
     what was removed and a sentence for each table that could not be cleaned.
     """
     removed, problems = Removed(), []
+    looked = False
     for variant in Variant:
         for family in Family:
             if variant is Variant.LEGACY and not _legacy_tables(family):
                 continue
             tools = _tools(family, variant, runner)
+            if isinstance(runner(tools.version(), None, QUICK_SECONDS), NotStarted):
+                continue
+            looked = True
             try:
                 tables = read_tables(tools, runner)
             except HostError as error:
-                # A missing tool cannot have left anything that another tool here would see.
-                log.info("nothing to clean up", reason=str(error))
+                problems.append(f"{error}; run as root (NET_ADMIN)")
                 continue
             for name, table in tables.items():
                 lines = list(_removal(name, table))
@@ -126,6 +129,8 @@ def clean_up(runner: Runner = run) -> tuple[Removed, list[str]]:
                     removed[program] = removed.get(program, 0) + count
                 else:
                     problems.append(f"{program}, table {name}: {describe(result)}")
+    if not looked:
+        problems.append("no iptables program is installed, so nothing could be looked at")
     return removed, problems
 
 

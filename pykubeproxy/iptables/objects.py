@@ -28,6 +28,9 @@ class Chain(Struct, frozen=True, gc=False):
     table: str
     name: str
 
+    def __str__(self) -> str:
+        return f"{self.table} {self.name}"
+
 
 class SharedChain(Struct, frozen=True, gc=False):
     """A chain whose rules belong to many owners; putting it empties it.

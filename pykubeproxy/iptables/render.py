@@ -20,7 +20,7 @@ from pykubeproxy.iptables.objects import (
     TailRule,
 )
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.sync.outcome import Change, Transaction
+from pykubeproxy.sync.outcome import BASE, Change, Transaction, is_leftover
 
 __all__ = ["owner_of_line", "plan", "restore_input"]
 
@@ -46,6 +46,7 @@ def plan(
     leaves unreachable chains, never a jump into the void. Batches because the nf_tables tools
     take time quadratic in the chains of one run.
     """
+    changes = sorted(changes, key=_precedence)
     before: list[IptablesTransaction] = []
     after: list[IptablesTransaction] = []
     rest = changes
@@ -149,6 +150,13 @@ def _rules_in_shared_chains(
 
 
 # --- cutting ---
+
+
+def _precedence(change: IptablesChange) -> tuple[bool, int]:
+    """The base first, and leftovers from the top down: each may still jump to one below."""
+    if not is_leftover(change.owner):
+        return change.owner != BASE, 0
+    return True, -max(map(_level, change.drop), default=0)
 
 
 def _is_leaf(key: Key) -> bool:

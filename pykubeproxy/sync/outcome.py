@@ -17,7 +17,6 @@ from pykubeproxy.model.route import Route
 
 __all__ = [
     "BASE",
-    "STRAYS",
     "Applied",
     "Change",
     "Compiler",
@@ -27,6 +26,8 @@ __all__ = [
     "Rejected",
     "Transaction",
     "Unknown",
+    "is_leftover",
+    "leftover",
 ]
 
 K = TypeVar("K", bound=Hashable)
@@ -35,8 +36,17 @@ V = TypeVar("V")
 BASE = ServiceKey("", "")
 """Owner of the objects that belong to no Service."""
 
-STRAYS = ServiceKey("", "(leftover)")
-"""Owner of objects found in the kernel that nobody wants, until they are gone."""
+
+def leftover(key: object) -> ServiceKey:
+    """Return the owner of an object that was found in the kernel and that nobody wants.
+
+    Each has its own, so that one that cannot go (a foreign chain still uses it) keeps no other.
+    """
+    return ServiceKey("", f"(leftover {key})")
+
+
+def is_leftover(owner: ServiceKey) -> bool:
+    return not owner.namespace and owner != BASE
 
 
 class Change(Struct, Generic[K, V], frozen=True):
@@ -129,10 +139,11 @@ class Dataplane(Protocol[K, V]):
     def observe(self) -> Observation[K, V]:
         """Read back what is there. Raises HostError where that fails."""
 
-    def learn(self, applied: Iterable[Mapping[K, V]]) -> None:
+    def learn(self, applied: Iterable[Mapping[K, V]]) -> bool:
         """Read back once and remember how the kernel prints *applied*, for later `observe`.
 
-        Slow, and only called when nothing is missing. Raises HostError.
+        Slow, and only called when nothing is missing. Returns whether it all looked as written.
+        Raises HostError.
         """
 
     def intact(self) -> bool:

@@ -39,13 +39,16 @@ class Pacer:
         self._failures = 0
 
     def request(self, now: float) -> None:
-        """Ask for a pass; requests until it starts are one."""
+        """Ask for a pass at *now* or as soon after as the pause allows.
+
+        Requests until it starts are one.
+        """
         wanted = max(now, self._not_before)
         self._due = wanted if self._due is None else min(self._due, wanted)
 
-    def request_at(self, moment: float) -> None:
-        """Ask for a pass at *moment* at the latest."""
-        self.request(moment)
+    def urge(self, now: float) -> None:
+        """Ask for a pass at once, without the pause: something is broken."""
+        self._due = now
 
     def finished(self, now: float, cost_seconds: float, succeeded: bool) -> None:
         """Note the end of a pass: sets the pause and the next pass that comes by itself."""

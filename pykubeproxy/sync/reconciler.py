@@ -18,13 +18,13 @@ from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.sync.flows import FlowIndex
 from pykubeproxy.sync.outcome import (
     BASE,
-    STRAYS,
     Applied,
     Compiler,
     Dataplane,
     Rejected,
     Transaction,
     Unknown,
+    is_leftover,
 )
 from pykubeproxy.sync.routes import NOTHING, ServiceRoutes, service_routes
 from pykubeproxy.sync.store import Store, Touched
@@ -37,6 +37,8 @@ V = TypeVar("V")
 
 QUARANTINE_FIRST_SECONDS = 1.0
 QUARANTINE_MOST_SECONDS = 300.0
+REFUSED_IN_A_ROW = 16
+"""So many refused Services in a pass with none accepted mean that something else is wrong."""
 
 
 class Quarantine(Struct, frozen=True):
@@ -52,6 +54,7 @@ class Quarantine(Struct, frozen=True):
 class Report(Struct):
     """What one pass did, for one log line, metrics and events. Durations in seconds.
 
+    ``landed`` tells whether anything of any Service was accepted.
     ``outcomes`` counts transactions by how they ended (applied, rejected, unknown), ``rules`` the
     rules or messages written by where they went.
     """
@@ -62,6 +65,7 @@ class Report(Struct):
     objects_dropped: int = 0
     outcomes: dict[str, int] = msgspec.field(default_factory=dict)
     rules: dict[str, int] = msgspec.field(default_factory=dict)
+    landed: bool = False
     lines: int = 0
     bytes: int = 0
     surprises: int = 0
@@ -113,6 +117,7 @@ class Reconciler(Generic[K, V]):
         self._conflicts: frozenset[Conflict] = frozenset()
         self._trusted = False
         self._learnt = False
+        self._believing = True
 
     # --- what others may read ---
 
@@ -128,7 +133,7 @@ class Reconciler(Generic[K, V]):
 
     @property
     def quarantined(self) -> tuple[Quarantine, ...]:
-        return tuple(self._quarantine.values())
+        return tuple(q for q in self._quarantine.values() if not is_leftover(q.owner))
 
     @property
     def retry_at(self) -> float | None:
@@ -143,14 +148,23 @@ class Reconciler(Generic[K, V]):
         """Read the kernel back at the next pass: somebody else changed it, or may have."""
         self._trusted = self._learnt = False
 
-    def learn(self) -> None:
+    def learn(self) -> bool:
         """Remember how the kernel prints what it was given, once, if all of it is written.
 
-        Later read-backs then write again only what really changed. Raises HostError.
+        Later read-backs then write again only what really changed. Returns ``False`` if the
+        kernel does not hold what was written, so that the next pass has to repair it. Raises
+        HostError.
         """
         if self._trusted and not self._learnt and self._tracker.in_sync:
-            self._dataplane.learn(self._tracker.applied())
             self._learnt = True
+            if not self._dataplane.learn(self._tracker.applied()) and self._believing:
+                # Somebody edited what we wrote. Looked into once: if the print is still not as
+                # written after a repair, this tool merely prints in a way we do not know.
+                self._believing = False
+                self._trusted = self._learnt = False
+                return False
+            self._believing = True
+        return True
 
     # --- the pass ---
 
@@ -231,6 +245,7 @@ class Reconciler(Generic[K, V]):
             match outcome:
                 case Applied(lines, size, rules):
                     report.count("applied")
+                    report.landed = report.landed or any(o.namespace for o in current.owners)
                     report.rules[current.scope] = report.rules.get(current.scope, 0) + rules
                     self._tracker.confirm(current)
                     report.lines += lines
@@ -247,7 +262,7 @@ class Reconciler(Generic[K, V]):
                     report.count("rejected")
                     if len(current.owners) == 1:
                         self._put_in_quarantine(current, detail, report)
-                        if current.owners[0] == BASE:
+                        if current.owners[0] == BASE or self._nobody_lands(detail, report):
                             return False
                     else:
                         waiting.extend(reversed(_split(current, suspects)))
@@ -268,9 +283,24 @@ class Reconciler(Generic[K, V]):
             # Perhaps what should go is gone already. One look tells; if it is refused again
             # after that, the fault is with what should come.
             self.distrust()
-        if owner in (BASE, STRAYS):
+        if owner == BASE:
             report.succeeded = False
             report.detail = detail
+
+    def _nobody_lands(self, detail: str, report: Report) -> bool:
+        """Notice that the fault is not with single Services, and treat it as one failure.
+
+        Looking for culprits among thousands that are all refused would take thousands of runs.
+        """
+        if report.landed or len(report.quarantined) < REFUSED_IN_A_ROW:
+            return False
+        for entry in report.quarantined:
+            self._quarantine.pop(entry.owner, None)
+            self._tracker.release(entry.owner)
+        report.quarantined.clear()
+        report.succeeded = False
+        report.detail = f"{REFUSED_IN_A_ROW} Services tried and each refused, the last: {detail}"
+        return True
 
     def _release_due(self, now: float) -> None:
         for owner, entry in self._quarantine.items():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.sync.outcome import STRAYS, Change, Observation, Transaction
+from pykubeproxy.sync.outcome import Change, Observation, Transaction, leftover
 
 __all__ = ["Conflict", "Tracker"]
 
@@ -39,6 +39,7 @@ class Tracker(Generic[K, V]):
         self._contested: set[K] = set()
         self._dirty: set[ServiceKey] = set()
         self._held: set[ServiceKey] = set()
+        self._leftovers: dict[K, ServiceKey] = {}
 
     # --- wanting ---
 
@@ -54,9 +55,8 @@ class Tracker(Generic[K, V]):
             self._ranks[owner] = age
             self._claim(owner, age, objects)
             # A leftover that is wanted again: written by its new owner, no longer removed.
-            if leftover := self._applied.get(STRAYS):
-                for key in leftover.keys() & objects.keys():
-                    del leftover[key]
+            for key in self._leftovers.keys() & objects.keys():
+                self._applied.pop(self._leftovers.pop(key), None)
         else:
             self._wanted.pop(owner, None)
             self._ranks.pop(owner, None)
@@ -150,7 +150,7 @@ class Tracker(Generic[K, V]):
         surprises = 0
         for owner in self._wanted.keys() | self._applied.keys():
             before = self._applied.get(owner, {})
-            candidates = {**self._wanted.get(owner, {}), **before}
+            candidates = {**self.wanted(owner), **before}
             present = {k: v for k, v in candidates.items() if observation.holds(k, v)}
             surprises += sum(1 for k in before if k not in present)
             self._applied[owner] = present
@@ -158,8 +158,10 @@ class Tracker(Generic[K, V]):
         known = [*self._wanted.values(), *self._applied.values()]
         strays = dict(observation.strays(known))
         surprises += len(strays)
-        self._applied[STRAYS] = strays
-        self._dirty.add(STRAYS)
+        self._leftovers = {key: leftover(key) for key in strays}
+        for key, value in strays.items():
+            self._applied[leftover(key)] = {key: value}
+            self._dirty.add(leftover(key))
         return surprises
 
     # --- private ---

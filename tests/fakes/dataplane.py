@@ -76,6 +76,7 @@ class MemoryDataplane:
         self.transactions: list[Transaction[Key, Value]] = []
         self.observations = 0
         self.learned = 0
+        self.learns_well = True
         self.broken = ""
         self._batch = batch
         self._names_suspects = names_suspects
@@ -86,8 +87,9 @@ class MemoryDataplane:
         self.observations += 1
         return _Snapshot(dict(self.objects))
 
-    def learn(self, applied: Iterable[Mapping[Key, Value]]) -> None:
+    def learn(self, applied: Iterable[Mapping[Key, Value]]) -> bool:
         self.learned += 1
+        return self.learns_well
 
     def intact(self) -> bool:
         return bool(self.objects)
@@ -163,8 +165,8 @@ class ChainDataplane:
     def observe(self) -> _Chains:
         return _Chains({name: list(rules) for name, rules in self.chains.items()})
 
-    def learn(self, applied: Iterable[Mapping[Any, Rules]]) -> None:
-        pass
+    def learn(self, applied: Iterable[Mapping[Any, Rules]]) -> bool:
+        return True
 
     def intact(self) -> bool:
         return bool(self.chains)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import select
 import signal
+from threading import Event
 
+from pykubeproxy.host import exec as exec_module
 from pykubeproxy.host.exec import Finished, Killed, NotStarted, TimedOut, run
 
 
@@ -61,3 +63,22 @@ def test_large_input_and_output_do_not_block_each_other():
 
 def test_a_tool_that_does_not_read_its_input_is_no_fault():
     assert run(["true"], bytes(1_000_000), 10) == Finished(0, b"", b"")
+
+
+def test_a_tool_that_outlives_the_first_look_gets_all_its_input_and_output():
+    script = "sleep 0.7; cat"
+    data = b"x" * 3_000_000
+    assert run(["sh", "-c", script], data, 30.0, Event()) == Finished(0, data, b"")
+
+
+def test_a_cancelled_tool_may_still_finish():
+    cancel = Event()
+    cancel.set()
+    assert run(["sh", "-c", "echo done"], None, 30.0, cancel) == Finished(0, b"done\n", b"")
+
+
+def test_a_cancelled_tool_that_hangs_is_killed(monkeypatch):
+    monkeypatch.setattr(exec_module, "CANCEL_SECONDS", 0.1)
+    cancel = Event()
+    cancel.set()
+    assert isinstance(run(["sleep", "60"], None, 60.0, cancel), TimedOut)

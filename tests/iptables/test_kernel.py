@@ -116,7 +116,7 @@ def test_a_large_transaction_gets_more_time():
         dataplane(script).apply(Transaction("nat", (change,)))
         return script.calls[0][2]
 
-    assert limit(100_000) > 10 * limit(1)
+    assert limit(100_000) > 4 * limit(1)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,10 @@ JUMP = Jump("nat", "OUTPUT", "KUBE-SERVICES")
 JUMP_RULE = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
 
 
-def listing(svc="-A KUBE-SVC-A -j ACCEPT", services="-A KUBE-SERVICES -j KUBE-SVC-A", output=""):
+BOTH = "-A KUBE-SERVICES -j KUBE-SVC-A\n-A KUBE-SERVICES -j X"
+
+
+def listing(svc="-A KUBE-SVC-A -j ACCEPT", services=BOTH, output=""):
     lines = ["*nat", ":OUTPUT ACCEPT [0:0]", ":KUBE-SERVICES - [0:0]", ":KUBE-SVC-A - [0:0]"]
     lines += [line for line in (output, services, svc) if line]
     return Finished(0, "\n".join([*lines, "COMMIT", ""]).encode(), b"")
@@ -248,6 +251,36 @@ def test_what_reads_as_learned_is_held(key):
 )
 def test_what_reads_otherwise_is_not_held(later, key):
     assert not learned(later).holds(key, WANTED[key])
+
+
+def test_a_rule_that_was_not_there_when_the_chain_was_learned_is_not_held():
+    """The print of a shared chain vouches for its members of then, not for wishes of now."""
+    other = DispatchRule("nat", "KUBE-SERVICES", "tcp 10.96.0.2 80")
+    assert not learned(listing()).holds(other, ("-j KUBE-SVC-B",))
+    assert not learned(listing()).holds(RULE, ("-j KUBE-SVC-B",))
+
+
+@pytest.mark.parametrize(
+    ("printed", "key"),
+    [
+        pytest.param(listing(services="-A KUBE-SERVICES -j X"), SERVICES, id="a rule is missing"),
+        pytest.param(listing(svc="-A KUBE-SVC-A -j DROP"), SVC_A, id="another target"),
+    ],
+)
+def test_a_print_that_is_not_as_written_is_not_believed(printed, key):
+    plane = dataplane(Script(printed, printed))
+    assert not plane.learn([WANTED])
+    assert not plane.observe().holds(key, WANTED[key])
+
+
+def test_nothing_is_sent_once_the_program_is_to_stop():
+    stop = Event()
+    stop.set()
+    script = Script()
+    plane = XtablesDataplane(Tools(Family.IPV4, Variant.NFT), lambda _: None, stop, script)
+    change = Change(A, {SVC_A: ("-j ACCEPT",)}, {}, {})
+    assert isinstance(plane.apply(Transaction("nat", (change,))), Unknown)
+    assert script.calls == []
 
 
 def test_another_value_than_the_learned_one_is_not_held():

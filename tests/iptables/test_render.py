@@ -16,7 +16,7 @@ from pykubeproxy.iptables.render import owner_of_line, plan, restore_input
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext, PodCIDR
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.sync.outcome import BASE, STRAYS, Change, Transaction
+from pykubeproxy.sync.outcome import BASE, Change, Transaction, leftover
 from pykubeproxy.sync.routes import service_routes
 from pykubeproxy.sync.tracker import Tracker
 from tests.build import endpoint, port, service, slice_
@@ -386,7 +386,8 @@ def test_leftovers_go_even_where_living_chains_still_point_at_them():
     rewrite = books.tracker.wanted(ServiceKey("default", "s1"))
     again = Change(ServiceKey("default", "s1"), {Chain("nat", svc): rewrite[Chain("nat", svc)]},
                    {}, {})  # fmt: skip
-    stray = Change(STRAYS, {}, {Chain("nat", "KUBE-SEP-OLD"): ()}, {})
+    old = Chain("nat", "KUBE-SEP-OLD")
+    stray = Change(leftover(old), {}, {old: ()}, {})
     (transaction,) = plan([stray, again], None)
     kernel.run(["iptables-restore", "--noflush"], restore_input(transaction)[0])
     assert "KUBE-SEP-OLD" not in kernel.table("nat").chains

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.sync.outcome import BASE, STRAYS, Change, Transaction
+from pykubeproxy.sync.outcome import BASE, Change, Transaction, is_leftover, leftover
 
 A, B, C = (ServiceKey("ns", name) for name in "abc")
 
@@ -21,8 +21,9 @@ def test_a_transaction_can_be_cut_to_some_owners():
 
 def test_no_service_can_be_taken_for_the_base_or_strays():
     # Namespaces are never empty in the API.
-    assert [owner.namespace for owner in (BASE, STRAYS)] == ["", ""]
+    assert [owner.namespace for owner in (BASE, leftover("x"))] == ["", ""]
+    assert [False, True, False] == [is_leftover(o) for o in (BASE, leftover("x"), A)]
 
 
 def test_the_base_sorts_before_strays_and_services():
-    assert sorted([A, STRAYS, BASE]) == [BASE, STRAYS, A]
+    assert sorted([A, leftover("x"), BASE]) == [BASE, leftover("x"), A]

@@ -586,3 +586,47 @@ def test_a_change_of_a_service_alone_makes_no_flows_due(world):
 def test_a_pass_may_have_nothing_to_do(world):
     report = world.reconciler.run(Touched(), world.store, NODE)
     assert (report.succeeded, report.services) == (True, 0)
+
+
+# --- read-backs while something is pending ---
+
+
+def test_a_service_that_comes_with_a_read_back_is_written(world):
+    world.put("a").settle()
+    world.reconciler.learn()
+    world.put("a", "b")
+    world.reconciler.distrust()
+    world.run()
+    assert world.served() == {"a", "b"}
+
+
+def test_a_read_back_does_not_touch_the_loser_of_a_conflict(world):
+    contest(world, ("a", "2024"), ("b", "2025"))
+    world.run()
+    world.reconciler.distrust()
+    assert world.run().quarantined == []
+
+
+def test_when_everybody_is_refused_it_is_one_failure():
+    world = World()
+    names = [f"s{n}" for n in range(250)]
+    world.put(*names)
+    world.kernel.refused.update(key(name) for name in names)
+    report = world.run()
+    assert (report.succeeded, report.quarantined) == (False, []), report
+    assert report.transactions < 60
+    world.kernel.refused.clear()
+    assert world.run().succeeded
+    assert world.served() == set(names)
+
+
+def test_leftovers_are_removed_one_by_one(world):
+    world.put("a").settle()
+    for name in "xyz":
+        world.kernel.objects["pool", f"old/{name}"] = ("leftover",)
+    stuck = ("pool", "old/y")
+    world.kernel.refused.add(stuck)
+    world.reconciler.distrust()
+    assert world.run().succeeded
+    assert {stuck} == {k for k in world.kernel.objects if str(k[-1]).startswith("old/")}
+    assert world.reconciler.quarantined == ()

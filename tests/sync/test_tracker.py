@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.sync.outcome import STRAYS, Change, Transaction
+from pykubeproxy.sync.outcome import Change, Transaction, leftover
 from pykubeproxy.sync.tracker import Tracker
 
 A, B, C = (ServiceKey("ns", name) for name in "abc")
@@ -263,7 +263,7 @@ def test_a_removal_that_happened_unnoticed_is_not_repeated(tracker):
 
 def test_objects_that_nobody_wants_are_dropped(tracker):
     tracker.align(Kernel({"old": 1}, strays=["old"]))
-    assert tracker.changes() == [Change(STRAYS, {}, {"old": 1}, {})]
+    assert tracker.changes() == [Change(leftover("old"), {}, {"old": 1}, {})]
 
 
 def test_objects_of_a_deleted_owner_are_no_strays(tracker):
