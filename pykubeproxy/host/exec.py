@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Sequence
-from threading import Event
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Event, Thread
 
 from msgspec import Struct
 
@@ -87,7 +87,8 @@ def run(
         return NotStarted(f"{argv[0]}: {error.strerror}")
     with process:
         try:
-            stdout, stderr = _communicate(process, input, timeout_seconds, cancel)
+            with _killed_when(cancel, process):
+                stdout, stderr = process.communicate(input, timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
             _kill_group(process)
             return TimedOut(timeout_seconds, _rest_of_stderr(process))
@@ -99,27 +100,32 @@ def run(
     return Finished(process.returncode, stdout, stderr)
 
 
-def _communicate(
-    process: subprocess.Popen[bytes],
-    input: bytes | None,
-    timeout_seconds: float,
-    cancel: Event | None,
-) -> tuple[bytes, bytes]:
-    """Feed and read to the end; a cancelled tool has some seconds left to finish by itself."""
+@contextmanager
+def _killed_when(cancel: Event | None, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill *process* some seconds after *cancel* was set, if it has not ended by itself.
+
+    From a thread, because `Popen.communicate` cannot be resumed with input that is not written
+    yet (CPython 3.11 never writes the rest).
+    """
     if cancel is None:
-        return process.communicate(input, timeout=timeout_seconds)
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        now = time.monotonic()
-        if cancel.is_set():
-            deadline = min(deadline, now + CANCEL_SECONDS)
-            return process.communicate(input, timeout=max(0.0, deadline - now))
-        try:
-            return process.communicate(input, timeout=min(_POLL_SECONDS, max(0.0, deadline - now)))
-        except subprocess.TimeoutExpired:
-            if time.monotonic() >= deadline:
-                raise
-            input = None  # is under way; communicate() takes it once
+        yield
+        return
+    done = Event()
+
+    def watch() -> None:
+        while not done.wait(_POLL_SECONDS):
+            if cancel.is_set():
+                if not done.wait(CANCEL_SECONDS):
+                    _kill_group(process)
+                return
+
+    watcher = Thread(target=watch, name="cancel", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
