@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := iptables iproute2 conntrack nfacct nftables python3-venv python3-dev gcc libc6-dev
 TOOLS := iptables-nft iptables-legacy ip conntrack nfacct nft gcc
-STAMP := .setup/python
+STAMP := $(VENV)/.stamp
 
 export PYTHONDONTWRITEBYTECODE = 1
 
@@ -79,7 +79,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -e '.[test,check]'
-	@mkdir -p $(dir $@) && touch $@
+	@touch $@
 
 clean:
-	rm -rf $(VENV) .setup build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

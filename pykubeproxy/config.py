@@ -311,6 +311,12 @@ class _Builder:
         interface = self._text(name)
         if mode is wanted and not interface:
             self._problem(name, interface, f"must not be empty with detectLocalMode {mode.value}")
+        # IFNAMSIZ is 16 with the final NUL, and a prefix is followed by something.
+        longest = 14 if wanted is DetectLocalMode.INTERFACE_NAME_PREFIX else 15
+        odd = any(char.isspace() or char in "/\0" for char in interface)
+        if odd or len(interface.encode("utf-8", "surrogatepass")) > longest:
+            reason = f"must be 1-{longest} bytes without blanks or '/', as interface names are"
+            self._problem(name, interface, reason)
         if mode is not wanted and interface:
             where = self._where(name)
             self._notices.append(f"{where} is not used with detectLocalMode {mode.value}")

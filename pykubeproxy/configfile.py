@@ -27,6 +27,13 @@ _SECTIONS = frozenset(
     for depth in range(1, path.count(".") + 1)
 )
 
+# What PyYAML's constructors raise on tagged scalars such as `!!bool x` or `!!int ''`; recursion is
+# what an anchor within itself ends in.
+_BAD_VALUE = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
+    RecursionError,
+)
+
 
 class Document(Struct, frozen=True):
     """What a file says: only fields that count as set, under their paths, and what was odd."""
@@ -55,13 +62,19 @@ def parse_document(text: str, name: str) -> Document:
         ConfigError: as `load_file`.
     """
     duplicates: list[str] = []
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError("--config", f"{name} is neither YAML nor JSON: {problem}") from error
     loader.duplicates = duplicates
     try:
         document = loader.get_single_data()
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise ConfigError("--config", f"{name} is neither YAML nor JSON: {problem}") from error
+    except _BAD_VALUE as error:
+        raise ConfigError("--config", f"{name}{_culprit(loader)}") from error
     finally:
         loader.dispose()
     if not isinstance(document, dict):
@@ -86,6 +99,15 @@ def parse_document(text: str, name: str) -> Document:
         tuple(f"{name}: unknown field {path}, ignored" for path in unknown)
         + tuple(f"{name}: field {path} is given twice, the last one counts" for path in duplicates),
     )
+
+
+def _culprit(loader: _Loader) -> str:
+    """Where and what the value is whose construction failed: the last that was begun."""
+    nodes: list[yaml.Node] = list(loader.recursive_objects)
+    if not nodes:
+        return " holds a value that cannot be read"
+    what = nodes[-1].tag.replace("tag:yaml.org,2002:", "!!")
+    return f":{nodes[-1].start_mark.line + 1}: {nodes[-1].value!r} cannot be read as {what}"
 
 
 def _leaves(

@@ -99,7 +99,7 @@ FLAGS: tuple[Flag, ...] = (
         ("--feature-gates", "featureGates",
          "Features to switch; AllowServiceExternalIPs is the one that matters.")),
     *_group("Logging",
-        ("--v", "logging.verbosity", "Verbosity; 4 and more log every decision. Also -v."),
+        ("--v", "logging.verbosity", "Verbosity; 4 and more show debugging output. Also -v."),
         ("--logging-format", "logging.format", "text or json."),
         with_file=True),
     *_group("Understood, not applied by this version (a notice says why)",

@@ -101,6 +101,26 @@ def test_a_setting_reaches_its_field(given, field, expected):
             file(detectLocalMode="InterfaceNamePrefix"),
             "detectLocal.interfaceNamePrefix: .*must not be empty", id="prefix",
         ),
+        pytest.param(
+            file(detectLocalMode="BridgeInterface", detectLocal__bridgeInterface="b" * 16),
+            "detectLocal.bridgeInterface: .*must be 1-15 bytes", id="long bridge",
+        ),
+        pytest.param(
+            file(detectLocalMode="BridgeInterface", detectLocal__bridgeInterface="ä" * 8),
+            "detectLocal.bridgeInterface: .*must be 1-15 bytes", id="bridge of 16 bytes",
+        ),
+        pytest.param(
+            file(detectLocalMode="BridgeInterface", detectLocal__bridgeInterface="cni 0"),
+            "without blanks", id="blank in bridge",
+        ),
+        pytest.param(
+            file(detectLocalMode="InterfaceNamePrefix", detectLocal__interfaceNamePrefix="v" * 15),
+            "detectLocal.interfaceNamePrefix: .*must be 1-14 bytes", id="long prefix",
+        ),
+        pytest.param(
+            file(detectLocalMode="InterfaceNamePrefix", detectLocal__interfaceNamePrefix="a/"),
+            "without blanks or '/'", id="slash in prefix",
+        ),
         pytest.param(file(nodePortAddresses=("x",)), "must be a valid CIDR", id="nodeport"),
         pytest.param(
             file(nodePortAddresses=("primary", "10.0.0.0/8")), "cannot be mixed", id="primary +",

@@ -162,6 +162,14 @@ def test_an_odd_field_is_a_notice(text, expected):
         pytest.param(
             HEAD + "iptables: {masqueradeBit: x}", "iptables.masqueradeBit: 'x'", id="type"
         ),
+        pytest.param(
+            HEAD + "mode: !!bool x", "--config: f:3: 'x' cannot be read as !!bool", id="tag bool"
+        ),
+        pytest.param(HEAD + "mode: !!int ''", "f:3: '' cannot be read as !!int", id="tag int"),
+        pytest.param(HEAD + "mode: !!timestamp x", "f:3: 'x' cannot be read", id="tag time"),
+        pytest.param(HEAD + "mode: !!float ''", "f:3: '' cannot be read", id="tag float"),
+        pytest.param(HEAD + "x: &a {y: *a}", "f holds a value that cannot", id="recursion"),
+        pytest.param(HEAD + "mode: \x07", "f is neither YAML nor JSON", id="control character"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_an_error(text, problem):

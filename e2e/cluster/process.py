@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import re
-import socket
 import subprocess
 from pathlib import Path
 
@@ -13,33 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from e2e.kernel.running import REPOSITORY, RunningDaemon, eventually
 from e2e.lab import Answer, Lab
 from e2e.lab.addresses import CLUSTER_CIDR
+from e2e.lab.fetch import fetch
 
-__all__ = ["ApiDaemon", "Reply", "eventually", "fetch"]
+__all__ = ["ApiDaemon", "eventually"]
 
 HEALTH_PORT = 10256
 METRICS_PORT = 10249
-
-
-class Reply:
-    """An HTTP response, read to its end."""
-
-    def __init__(self, response: http.client.HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self.body = response.read().decode()
-
-
-def fetch(lab: Lab, path: str, port: int, host: str = "127.0.0.1", role: str = "node") -> Reply:
-    """GET over a connection made in the namespace of *role*."""
-    connection = http.client.HTTPConnection(host, port)
-    connection.sock = lab.in_namespace(
-        role, lambda: socket.create_connection((host, port), timeout=5)
-    )
-    try:
-        connection.request("GET", path)
-        return Reply(connection.getresponse())
-    finally:
-        connection.close()
 
 
 class ApiDaemon(RunningDaemon):

@@ -18,7 +18,9 @@ from tests.fakes.apiserver import certificate_authority
 
 AT_ONCE = 6
 LISTED = "default/webapp"  # a Service that every recorded listing has
-# Where in the conversation each recording is told. What is not here answers a list of Services.
+# Lists of Services as they should be, told in answer to that question.
+PLAIN_LISTS = {"services-list", "services-list-selector", "services-rv0"}
+# What is told elsewhere in the conversation, or is no answer that the daemon could get.
 SCENES: dict[str, Scene] = {
     "services-page-1": {"list": "services-page-1"},
     "services-page-2": {"list": "services-page-1"},
@@ -53,7 +55,8 @@ NO_LIST = {
 
 
 def test_every_recording_has_its_place() -> None:
-    assert set(SCENES) | NO_LIST <= set(recordings.NAMES)
+    assert PLAIN_LISTS | set(SCENES) | NO_LIST == set(recordings.NAMES)
+    assert PLAIN_LISTS.isdisjoint(set(SCENES) | NO_LIST)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from e2e.cluster.api import ApiUnderTest, StandIn
 from e2e.cluster.objects import pod, put_web
-from e2e.cluster.process import HEALTH_PORT, METRICS_PORT, ApiDaemon, eventually, fetch
+from e2e.cluster.process import HEALTH_PORT, METRICS_PORT, ApiDaemon, eventually
 from e2e.lab import Lab
+from e2e.lab.fetch import fetch
 from pykubeproxy.serve.status import AUTOSCALER_TAINT
 from tests.build import node, port
 from tests.fakes import recordings

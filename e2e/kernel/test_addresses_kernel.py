@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from threading import Event
 
 import pytest
@@ -10,8 +9,6 @@ import pytest
 from e2e.kernel.test_conntrack_kernel import Namespace
 from pykubeproxy.host.addresses import AddressMonitor, local_addresses
 from pykubeproxy.model.kinds import Family
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ Needs root and the `conntrack` tool, which inserts made-up entries.
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import threading
@@ -19,8 +18,6 @@ from pykubeproxy.host.conntrack import SMALL_SCOPE, Removed, remove_stale
 from pykubeproxy.host.netlink import NETFILTER, Netlink
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.sync.flows import FlowTable, Scope
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 V4, V6 = Family.IPV4, Family.IPV6
 VIP = {V4: "10.96.0.10", V6: "fd96::a"}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
 
 from e2e.kernel.test_conntrack_kernel import Namespace
 from pykubeproxy.host.nfacct import ensure_counter, read_counter
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 NAME = "pykubeproxy_test_counter"
 

@@ -8,7 +8,16 @@
 """
 
 from e2e.lab.lab import SERVED_PORTS, Lab, LabError, stop
-from e2e.lab.traffic import REFUSED, TIMEOUT, Answer, Burst, Connection, Reply, Silence
+from e2e.lab.traffic import (
+    REFUSED,
+    TIMEOUT,
+    Answer,
+    Burst,
+    Connection,
+    Reply,
+    Silence,
+    has_sctp,
+)
 
 __all__ = [
     "REFUSED",
@@ -21,5 +30,6 @@ __all__ = [
     "LabError",
     "Reply",
     "Silence",
+    "has_sctp",
     "stop",
 ]

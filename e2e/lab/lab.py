@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 
 from e2e.lab import wiring
 from e2e.lab.addresses import PODS, address_of, owner_of
-from e2e.lab.traffic import Burst, Connection, Reply, Silence, Traffic
+from e2e.lab.traffic import Burst, Connection, Reply, Silence, Traffic, has_sctp
 
 __all__ = ["SERVED_PORTS", "Lab", "LabError"]
 
@@ -36,7 +36,8 @@ class LabError(RuntimeError):
 class Lab:
     """Context manager around one laboratory; several may exist side by side.
 
-    Every pod, and `node` and `far` themselves, answer on `SERVED_PORTS` over TCP and UDP.
+    Every pod, and `node` and `far` themselves, answer on `SERVED_PORTS` over TCP and UDP,
+    and over SCTP where the kernel has it.
     """
 
     def __init__(self, *, serve: Sequence[int] = SERVED_PORTS) -> None:
@@ -83,9 +84,10 @@ class Lab:
             self.sysctl(role, wiring.SYSCTLS_IF_PRESENT, if_present=True)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(self._configure, wiring.NAMESPACES))
+        protocols = ("TCP", "UDP", "SCTP") if has_sctp() else ("TCP", "UDP")
         if self._serve:
             for role in (*PODS, "node", "far"):
-                self._traffic.serve(role, self._serve, ("TCP", "UDP"))
+                self._traffic.serve(role, self._serve, protocols)
 
     def _configure(self, role: str) -> None:
         inside = ["-n", self.namespace(role)]

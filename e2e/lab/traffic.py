@@ -5,7 +5,8 @@ just long enough to make a socket can serve and probe everywhere at once: no pro
 namespace, no start-up time, nothing left behind when the test process dies.
 
 Servers say who they are and whom they saw: ``name port peer-address``. TCP servers then keep the
-connection and echo. UDP servers answer from the address they were asked at.
+connection and echo. UDP servers answer from the address they were asked at. SCTP, where the kernel
+has it, is used as TCP is: one association per socket.
 """
 
 from __future__ import annotations
@@ -25,18 +26,46 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from enum import Enum
+from functools import cache
 from ipaddress import ip_address
 from itertools import count
 from typing import Any, NamedTuple
 
-__all__ = ["REFUSED", "TIMEOUT", "Answer", "Burst", "Connection", "Reply", "Silence", "Traffic"]
+__all__ = [
+    "REFUSED",
+    "TIMEOUT",
+    "Answer",
+    "Burst",
+    "Connection",
+    "Reply",
+    "Silence",
+    "Traffic",
+    "has_sctp",
+]
 
 CLONE_NEWNET = 0x40000000
 IPV6_RECVPKTINFO = 49
 IPV6_PKTINFO = 50
 IP_PKTINFO = 8
+IP_RECVERR = 11
+IPV6_RECVERR = 25
 _REFUSALS = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES)
 _SOURCE_PORTS = range(32768, 60000)
+_KINDS = {
+    "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
+
+
+@cache
+def has_sctp() -> bool:
+    """Tell whether this kernel has SCTP sockets; asking loads the module where there is one."""
+    try:
+        socket.socket(socket.AF_INET, *_KINDS["SCTP"]).close()
+    except OSError:
+        return False
+    return True
 
 
 class Answer(NamedTuple):
@@ -169,7 +198,7 @@ class Traffic:
         """Open a TCP connection and keep it."""
 
         def work() -> socket.socket:
-            sock = self._socket(_family(target), socket.SOCK_STREAM)
+            sock = self._socket(_family(target), "TCP")
             self._bind_new_port(role, sock, None)
             self._sockets.discard(sock)
             return sock
@@ -222,8 +251,9 @@ class Traffic:
             while self._deadlines and self._deadlines[0][0] <= now:
                 heapq.heappop(self._deadlines)[2]()
 
-    def _socket(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    def _socket(self, family: socket.AddressFamily, protocol: str) -> socket.socket:
+        kind, number = _KINDS[protocol]
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, number)
         self._sockets.add(sock)
         return sock
 
@@ -235,8 +265,7 @@ class Traffic:
             sock.close()
 
     def _listen(self, role: str, family: socket.AddressFamily, protocol: str, port: int) -> None:
-        kind = socket.SOCK_DGRAM if protocol == "UDP" else socket.SOCK_STREAM
-        sock = self._socket(family, kind)
+        sock = self._socket(family, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -250,7 +279,7 @@ class Traffic:
         else:
             handler = lambda: self._accept(role, sock, port)  # noqa: E731 - one of two
         sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
-        if protocol == "TCP":
+        if protocol != "UDP":
             sock.listen(4096)
         self._selector.register(sock, selectors.EVENT_READ, handler)
 
@@ -317,8 +346,7 @@ class Traffic:
         future: Future[Reply],
     ) -> None:
         _Libc.enter(self._namespaces[role])
-        kind = socket.SOCK_DGRAM if protocol == "UDP" else socket.SOCK_STREAM
-        sock = self._socket(_family(target), kind)
+        sock = self._socket(_family(target), protocol)
 
         def finish(reply: Reply) -> None:
             if not future.done():
@@ -352,6 +380,11 @@ class Traffic:
             self._selector.modify(sock, selectors.EVENT_READ, readable)
 
         try:
+            if protocol == "SCTP":  # without it, SCTP keeps ICMP errors to itself
+                if sock.family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
             self._bind_new_port(role, sock, source)
             if protocol == "UDP":
                 sock.connect((target, port))

@@ -86,7 +86,9 @@ class HealthServer:
         Raises:
             HostError: with *hard_fail*, an address cannot be listened on.
         """
-        if not self._try_all() and self._hard_fail:
+        if self._try_all():
+            return
+        if self._hard_fail:
             self.stop()
             raise HostError(
                 "cannot listen on the health or metrics address (see the log); free the port, "
@@ -127,8 +129,8 @@ class HealthServer:
         return all(opened)
 
     def _keep_trying(self) -> None:
-        while not self._try_all():
-            if self._stop.wait(RETRY_SECONDS):
+        while not self._stop.wait(RETRY_SECONDS):
+            if self._try_all():
                 return
 
 
@@ -142,6 +144,7 @@ class HttpListener:
         self._address = address
         self._responder = responder
         self._server: ThreadingHTTPServer | None = None
+        self._failure = ""  # the reason logged last
         self._thread: Thread | None = None
 
     @property
@@ -149,18 +152,23 @@ class HttpListener:
         return self._server.server_address[1] if self._server else 0
 
     def open(self) -> bool:
-        """Listen unless done already; a failure is logged and returns ``False``."""
+        """Listen unless done already; ``False`` is a failure, logged when its reason is new."""
         if self._server is not None:
             return True
         host, port = self._address
         try:
             self._server = _listen(host, port, self._responder)
         except OSError as error:
-            log.error(
-                "cannot listen", address=f"{host} port {port}", reason=str(error),
-                retry_seconds=RETRY_SECONDS,
-            )  # fmt: skip
+            if str(error) != self._failure:
+                self._failure = str(error)
+                log.error(
+                    "cannot listen", address=f"{host} port {port}", reason=self._failure,
+                    retry_seconds=RETRY_SECONDS,
+                )  # fmt: skip
             return False
+        if self._failure:
+            self._failure = ""
+            log.info("listening after all", address=f"{host} port {port}")
         self._thread = Thread(
             target=self._server.serve_forever, name=f"http-{self.port}", daemon=True,
             kwargs={"poll_interval": 0.1},

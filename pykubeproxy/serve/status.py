@@ -49,7 +49,7 @@ class Status(Struct, frozen=True):
         return self._with(family, structs.replace(known, queued=now))
 
     def with_updated(self, family: Family, now: Instant) -> Status:
-        """Everything is applied: the loop began, or a pass succeeded."""
+        """Nothing waits: a pass succeeded."""
         return self._with(family, FamilyStatus(updated=now))
 
     def with_node(self, node: Node | None) -> Status:

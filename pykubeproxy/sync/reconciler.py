@@ -1,7 +1,6 @@
 """One pass for one family: decide for the touched Services, compare, write, take notes.
 
-The order is the one of `docs` figure "observe, decide, compare, write". Effects happen only
-inside the `Dataplane`; the clock is an argument.
+Effects happen only inside the `Dataplane`; the clock is an argument.
 """
 
 from __future__ import annotations

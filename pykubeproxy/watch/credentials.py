@@ -31,6 +31,13 @@ __all__ = ["Credentials", "TokenFile", "anonymous", "from_kubeconfig", "in_clust
 
 log = structlog.get_logger(__name__)
 
+# The package's accessors fail in their own ways on odd documents; a UnicodeDecodeError and bad
+# base64 are ValueErrors.
+_UNUSABLE = (
+    *(ConfigException, OSError, yaml.YAMLError),
+    *(TypeError, KeyError, AttributeError, IndexError, ValueError),
+)
+
 
 class TokenFile:
     """A bearer token in a file that somebody else rotates.
@@ -164,8 +171,7 @@ def from_kubeconfig(
         )
         loader.load_and_set(configuration)  # type: ignore[no-untyped-call]  # as above
         context_name, user_name, user = _user(merger.config, context)
-    # The package's accessors fail with TypeError, KeyError or AttributeError on odd documents.
-    except (ConfigException, OSError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+    except _UNUSABLE as error:
         raise ConfigError("--kubeconfig", f"{path}: {error}") from error
     if master:
         _set_server(configuration, master)

@@ -32,6 +32,8 @@ from pykubeproxy.watch.wire import NAMESPACED, key_of, problem_with, type_of
 __all__ = ["FileContent", "Loaded", "Problem", "Skipped", "is_wanted", "parse"]
 
 MAX_DEPTH = 100
+# What PyYAML's constructors raise on tagged scalars such as `!!int ''` or `!!bool x`.
+_BAD_SCALAR = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Any: one of two unrelated classes
 _LISTS = {"List": None, **{f"{kind}List": kind for kind in Kind}}
 _PATH = re.compile(r" - at `\$(.*)`$")
@@ -64,16 +66,28 @@ class Skipped(Struct, frozen=True):
 
 
 class FileContent(Struct, frozen=True):
-    """What a file says. *broken* is set where it could not be read as YAML or JSON at all."""
+    """What a file says.
+
+    *broken* is set where it could not be read as YAML or JSON at all; *empty* where it says nothing
+    (not even a List without items).
+    """
 
     objects: tuple[Loaded, ...] = ()
     problems: tuple[Problem, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     broken: Problem | None = None
+    empty: bool = False
 
 
 class _Loader(_Base):  # type: ignore[misc]  # the base is chosen at run time
     """Safe YAML whose timestamps stay text, as in kubectl's YAML-to-JSON conversion."""
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that could be read, or nearly, and is not wanted."""
+
+    def __init__(self, problem: str, mark: Any) -> None:
+        super().__init__(problem=problem, problem_mark=mark)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -89,8 +103,10 @@ def parse(text: str, *, is_json: bool = False) -> FileContent:
     objects: list[Loaded] = []
     problems: list[Problem] = []
     skipped: list[Skipped] = []
+    empty = True
     try:
         for value, node in _documents(text, is_json):
+            empty = empty and value is None
             for item, place in _items(value, node):
                 match _object(item, place):
                     case Loaded() as loaded:
@@ -105,80 +121,129 @@ def parse(text: str, *, is_json: bool = False) -> FileContent:
         return FileContent(broken=Problem(line, error.problem or error.context or "not YAML"))
     except json.JSONDecodeError as error:
         return FileContent(broken=Problem(error.lineno, f"not JSON: {error.msg}"))
-    # ReaderError (control characters) has no mark; a ValueError is a scalar like 2001-99-99.
+    # ReaderError (control characters) has no mark; a ValueError is text that is no Unicode, or a
+    # JSON number of thousands of digits.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return FileContent(broken=Problem(1, f"not YAML: {error}"))
-    return FileContent(tuple(objects), tuple(problems), tuple(skipped))
+        return FileContent(broken=Problem(1, f"not {'JSON' if is_json else 'YAML'}: {error}"))
+    return FileContent(tuple(objects), tuple(problems), tuple(skipped), empty=empty)
 
 
 def _documents(text: str, is_json: bool) -> Iterator[tuple[Any, yaml.Node]]:
     if is_json:
-        json.loads(text)  # for its messages, which know what JSON is
-        text = text.replace("\t", " ")  # legal in JSON between values, and only there
-    _refuse_depth(text)
+        yield _json(text)
+        return
+    _check(text)
     loader = _Loader(text)
     try:
         while loader.check_node():
             node = loader.get_node()
-            _refuse_duplicates(node, set())
-            yield loader.construct_document(node), node
+            try:
+                value = loader.construct_document(node)
+            except _BAD_SCALAR as error:
+                raise _Refused(*_culprit(loader, node, error)) from error
+            yield value, node
     finally:
         loader.dispose()
 
 
-def _refuse_depth(text: str) -> None:
-    """Refuse what no manifest needs: libyaml's composer recurses in C and ends the process."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_Base):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                problem = f"more than {MAX_DEPTH} levels deep"
-                mark: Any = event.start_mark  # the stubs know another class for each parser
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+def _json(text: str) -> tuple[Any, yaml.Node]:
+    """The value as JSON has it; YAML, which is not quite a superset, knows only the lines."""
+    twice: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        for name, inner in found:
+            if name in value:
+                twice.append(name)
+            value[name] = inner
+        return value
+
+    value = json.loads(text, object_pairs_hook=pairs)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    lines = text.replace("\t", " ")  # legal in JSON between values, and only there
+    try:
+        _check(lines)
+        node: Any = yaml.compose(lines, Loader=_Loader)
+    except _Refused:
+        raise
+    except (yaml.YAMLError, ValueError):
+        start: Any = yaml.Mark("", 0, 0, 0, None, 0)
+        node = yaml.ScalarNode("tag:yaml.org,2002:null", "", start, start)
+    if twice:
+        raise _Refused(f"key {twice[0]!r} appears twice", None)
+    return value, node
+
+
+def _culprit(loader: Any, node: yaml.Node, error: Exception) -> tuple[str, Any]:
+    """What to say of the value whose construction failed: the last that was begun."""
+    place = list(loader.recursive_objects or [node])[-1]
+    what = str(place.tag).replace("tag:yaml.org,2002:", "!!")
+    value = f"{place.value[:40]!r} " if isinstance(place, yaml.ScalarNode) else "a value "
+    return f"{value}cannot be read as {what} ({type(error).__name__})", place.start_mark
+
+
+def _check(text: str) -> None:
+    """Refuse what no manifest needs, before anything is built.
+
+    Depth, because libyaml's composer recurses in C and ends the process. Equal keys, because
+    PyYAML lets the last of them win in silence; kubectl refuses them too.
+    """
+    # Of each open collection: the keys so far (None in a sequence), and whether one comes next.
+    keys: set[str] | None = None
+    at_key = False
+    outer: list[tuple[set[str] | None, bool]] = []
+    anchors: dict[str, str] = {}
+    events: Any = yaml.parse(text, Loader=_Base)  # the stubs know other classes for each parser
+    for event in events:
+        if isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
+            if isinstance(event, yaml.AliasEvent):
+                name = anchors.get(event.anchor or "")
+            else:
+                name = event.value
+                if event.anchor is not None:
+                    anchors[event.anchor] = name
+            if keys is None:
+                continue
+            if at_key and name is not None and name != "<<":
+                if name in keys:
+                    raise _Refused(f"key {name!r} appears twice", event.start_mark)
+                keys.add(name)
+            at_key = not at_key
+        elif isinstance(event, yaml.CollectionStartEvent):
+            outer.append((keys, at_key))
+            if len(outer) > MAX_DEPTH:
+                raise _Refused(f"more than {MAX_DEPTH} levels deep", event.start_mark)
+            is_mapping = isinstance(event, yaml.MappingStartEvent)
+            keys, at_key = (set() if is_mapping else None), is_mapping
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-
-
-def _refuse_duplicates(node: yaml.Node, seen: set[int]) -> None:
-    """PyYAML lets the last of two equal keys win in silence; kubectl refuses, and so do we."""
-    if id(node) in seen:
-        return  # an anchor that was visited already
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _refuse_duplicates(child, seen)
-    elif isinstance(node, yaml.MappingNode):
-        names: set[str] = set()
-        for key, child in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in names:
-                    problem = f"key {key.value!r} appears twice"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                names.add(key.value)
-            _refuse_duplicates(child, seen)
+            keys, at_key = outer.pop()
+            at_key = not at_key  # it was a key or a value itself; of no meaning in a sequence
 
 
 def _items(value: Any, node: yaml.Node) -> Iterator[tuple[Any, yaml.Node]]:
     """The objects of a document: itself, or the items of a List."""
     if value is None:
         return  # an empty document, as between two `---`
-    if isinstance(value, dict) and value.get("kind") in _LISTS:
-        item_kind = _LISTS[value["kind"]]
-        found = _child(node, "items")
-        items = value.get("items") or []
-        if not isinstance(items, list) or not isinstance(found, yaml.SequenceNode):
-            if items:
-                yield value, node
-            return
-        for item, place in zip(items, found.value, strict=True):
-            if item_kind is not None and isinstance(item, dict):
-                # The items of a typed list need not repeat what the list says.
-                item.setdefault("kind", str(item_kind))
-                item.setdefault("apiVersion", value.get("apiVersion"))
-            yield from _items(item, place)
-    else:
+    name = value.get("kind") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name not in _LISTS:
         yield value, node
+        return
+    item_kind = _LISTS[name]
+    items = value.get("items") or []
+    if not isinstance(items, list):
+        yield value, node
+        return
+    found = _child(node, "items")
+    places = list(found.value) if isinstance(found, yaml.SequenceNode) else []
+    if len(places) != len(items):
+        places = [node] * len(items)  # e.g. merged in with `<<`
+    for item, place in zip(items, places, strict=True):
+        if item_kind is not None and isinstance(item, dict):
+            # The items of a typed list need not repeat what the list says.
+            item.setdefault("kind", str(item_kind))
+            item.setdefault("apiVersion", value.get("apiVersion"))
+        yield from _items(item, place)
 
 
 def _object(value: Any, node: yaml.Node) -> Loaded | Problem | Skipped:
@@ -283,7 +348,7 @@ def _default_slice(value: dict[Any, Any]) -> str | None:
     _each(value.get("ports"), port_defaults)
     if not value.get("addressType"):
         found: list[Any] = []
-        _each(value.get("endpoints"), lambda one: found.extend(one.get("addresses") or ()))
+        _each(value.get("endpoints"), lambda one: found.extend(_list(one.get("addresses"))))
         families = {_family(address) for address in found if isinstance(address, str)}
         if len(families) > 1:
             return "mixes address families; make a slice of each, with addressType - at `$`"
@@ -299,6 +364,10 @@ def _each(items: Any, change: Any) -> None:
                 change(item)
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _family(address: str) -> str | None:
     try:
         return f"IPv{ipaddress.ip_address(address).version}"
@@ -306,8 +375,10 @@ def _family(address: str) -> str | None:
         pass
     # Leading zeros are read as decimal by kube-proxy, and refused by ipaddress.
     octets = address.split(".")
-    plain = len(octets) == 4 and all(o.isdecimal() and int(o) < 256 for o in octets)
-    return "IPv4" if plain else None
+    if len(octets) != 4 or not all(octet.isascii() and octet.isdecimal() for octet in octets):
+        return None
+    digits = [octet.lstrip("0") for octet in octets]
+    return "IPv4" if all(len(d) < 4 and int(d or 0) < 256 for d in digits) else None
 
 
 def _line_of(problem: str, node: yaml.Node) -> int:

@@ -5,16 +5,26 @@ subdirectories are left out (a projected ConfigMap's ``..data`` among them; its 
 through their symlinks). A file is read when its writer closes it or it is moved in, so a half
 written one is not seen. Files are ordered by name: of two that define an object the first wins.
 
+A file that cannot be read keeps its last good content, and so does one that was read before and
+now is empty (nothing in it, or only comments): that is what an editor leaves for a moment when it
+writes in place. To remove its objects, delete the file or write a List without items.
+
+Where the kernel has no inotify instance or watch left for us, the directory is looked at twice a
+second instead, and a file is read when two looks in a row find it the same.
+
 Where the directory itself goes away, everything stays as it was until it is back: that is lost
 contact, not a deletion.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
+import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
@@ -30,8 +40,9 @@ __all__ = ["Catalog", "ManifestSource"]
 log = structlog.get_logger(__name__)
 
 SUFFIXES = (".yaml", ".yml", ".json")
-# Only where inotify cannot tell: DIR is a symlink that was redirected, or is missing.
+# Where inotify cannot tell: DIR is a symlink that was redirected, is missing, or has no watch.
 CHECK_MILLISECONDS = 500
+RETRY_INOTIFY_SECONDS = 30.0
 _FLAGS = (
     flags.CLOSE_WRITE
     | flags.MOVED_TO
@@ -66,6 +77,10 @@ class Catalog:
     def load(self, name: str, content: FileContent) -> None:
         """Take over a file; whatever is broken in it keeps its last good value."""
         before = self._files.get(name, {})
+        if content.empty and (before or self._unreadable.get(name)):
+            text = "nothing is in it; to remove its objects, delete the file"
+            self._tell(name, [("file empty, kept as it was", Problem(1, text))], {})
+            return
         if content.broken is not None:
             self._tell(name, [("file broken, kept as it was", content.broken)], {})
             self._files[name] = before
@@ -166,6 +181,8 @@ class ManifestSource:
         self._signatures: dict[str, tuple[int, ...]] = {}
         self._delivered = False
         self._missing = False
+        self._watching = True
+        self._unsettled: dict[str, tuple[int, ...]] = {}
         self._stopping = threading.Event()
         self._wake_read = self._wake_write = -1
         self._thread: threading.Thread | None = None
@@ -190,18 +207,53 @@ class ManifestSource:
 
     def _run(self, sink: Sink) -> None:
         while not self._stopping.is_set():
-            with INotify() as inotify:
+            with ExitStack() as stack:
                 try:
                     # Watched before it is read, so that no change falls between the two.
-                    inotify.add_watch(self._directory, _FLAGS)
+                    inotify = self._watch(stack)
                     identity = self._identity()
-                    self._scan(frozenset())
+                    self._scan(frozenset(), settled=inotify is None and self._delivered)
                 except OSError as error:
                     self._report_missing(error)
-                    self._sleep(inotify)
+                    self._sleep(None)
                     continue
                 self._deliver(sink)
-                self._follow(inotify, identity, sink)
+                if inotify is None:
+                    self._look(identity, sink)
+                else:
+                    self._follow(inotify, identity, sink)
+
+    def _watch(self, stack: ExitStack) -> INotify | None:
+        """Watch the directory; ``None`` where the kernel has nothing left to watch it with."""
+        try:
+            inotify = stack.enter_context(INotify())
+        except OSError as error:
+            self._report_unwatched(error)
+            return None
+        try:
+            inotify.add_watch(self._directory, _FLAGS)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            self._report_unwatched(error)
+            return None
+        if not self._watching:
+            log.info("manifest directory watched again", directory=str(self._directory))
+            self._watching = True
+        return inotify
+
+    def _look(self, identity: tuple[int, int], sink: Sink) -> None:
+        """Do without inotify, until it is time to try it again or the directory is another one."""
+        until = time.monotonic() + RETRY_INOTIFY_SECONDS
+        while not self._stopping.is_set() and time.monotonic() < until:
+            self._sleep(None)
+            try:
+                if self._identity() != identity:
+                    return
+                self._scan(frozenset(), settled=True)
+            except OSError:
+                return
+            self._deliver(sink)
 
     def _follow(self, inotify: INotify, identity: tuple[int, int], sink: Sink) -> None:
         """Apply notices until the directory is another one, or it is time to stop."""
@@ -245,13 +297,23 @@ class ManifestSource:
             return True
         return os.path.islink(self._directory / notice.name) or status.st_nlink > 1
 
-    def _scan(self, certain: frozenset[str]) -> None:
-        """Read what differs by size, time or inode, or is in *certain*; forget what is gone."""
+    def _scan(self, certain: frozenset[str], *, settled: bool = False) -> None:
+        """Read what differs by size, time or inode, or is in *certain*; forget what is gone.
+
+        With *settled*, what differs also from the last scan is left to the next one: it is still
+        being written.
+        """
         present = {name for name in os.listdir(self._directory) if _is_manifest(name)}
         for name in self._catalog.names - present:
             self._forget(name)
         for name in sorted(present):
-            if name in certain or self._signatures.get(name) != self._signature(name):
+            signature = self._signature(name)
+            if name not in certain and self._signatures.get(name) == signature:
+                self._unsettled.pop(name, None)
+            elif settled and self._unsettled.get(name) != signature:
+                self._unsettled[name] = signature
+            else:
+                self._unsettled.pop(name, None)
                 self._read(name)
 
     def _read(self, name: str) -> None:
@@ -272,6 +334,7 @@ class ManifestSource:
 
     def _forget(self, name: str) -> None:
         self._signatures.pop(name, None)
+        self._unsettled.pop(name, None)
         self._catalog.forget(name)
 
     def _signature(self, name: str) -> tuple[int, ...]:
@@ -309,13 +372,24 @@ class ManifestSource:
             reason = f"{error.strerror}; everything stays as it is until the directory is there"
             log.warning("manifest directory lost", directory=str(self._directory), reason=reason)
 
-    def _sleep(self, inotify: INotify) -> bool:
+    def _report_unwatched(self, error: OSError) -> None:
+        if self._watching:
+            self._watching = False
+            log.warning(
+                "manifest directory not watched, looked at twice a second",
+                directory=str(self._directory),
+                reason=f"inotify: {error.strerror}; raise the sysctl fs.inotify.max_user_instances "
+                "or fs.inotify.max_user_watches (or this process's limit of open files)",
+            )
+
+    def _sleep(self, inotify: INotify | None) -> bool:
         """Wait for a notice, a stop, or the time to look again; return whether notices are in."""
         poll = select.poll()
-        poll.register(inotify.fileno(), select.POLLIN)
+        if inotify is not None:
+            poll.register(inotify.fileno(), select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         ready = poll.poll(CHECK_MILLISECONDS)
-        return any(descriptor == inotify.fileno() for descriptor, _ in ready)
+        return any(descriptor != self._wake_read for descriptor, _ in ready)
 
 
 def _is_manifest(name: str) -> bool:

@@ -4,6 +4,7 @@ import http.client
 import socket
 
 import pytest
+from structlog.testing import capture_logs
 
 from pykubeproxy.errors import HostError
 from pykubeproxy.metrics import Metrics
@@ -107,6 +108,33 @@ def test_a_taken_port_is_retried(taken, monkeypatch):
     taken.close()
     server._thread.join(10)  # it ends when all addresses are listened on
     assert ask(address[1], "/livez")[0] == 200
+    server.stop()
+
+
+def test_a_taken_port_is_complained_of_once(taken):
+    waits = []
+
+    class Stop:  # the port is free from the third wait on
+        def wait(self, seconds):
+            waits.append(seconds)
+            if len(waits) == 3:
+                taken.close()
+            return False
+
+        def set(self):
+            pass
+
+    address = taken.getsockname()
+    server = HealthServer(GOOD, Metrics().registry, "iptables", address, None)
+    server._stop = Stop()
+    with capture_logs() as logged:
+        server.start()
+        server._thread.join(10)
+    assert waits == [health.RETRY_SECONDS] * 3  # each attempt but the first waits before
+    assert [(line["log_level"], line["event"]) for line in logged] == [
+        ("error", "cannot listen"),
+        ("info", "listening after all"),
+    ]
     server.stop()
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pykubeproxy.errors import ConfigError, WatchDenied
+from pykubeproxy.watch.client import ApiServer
 from pykubeproxy.watch.credentials import (
     TokenFile,
     anonymous,
@@ -180,6 +181,17 @@ def test_a_broken_kubeconfig_is_named(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(ConfigError, match="--kubeconfig"):
         from_kubeconfig(str(path))
+
+
+def test_a_kubeconfig_that_is_no_text_is_named_and_denies_on_reload(tmp_path: Path) -> None:
+    path = Path(kubeconfig(tmp_path, {"token": "mine"}))
+    server = ApiServer(loader_for(str(path), None))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"--kubeconfig: .*config: .*utf-8"):
+        from_kubeconfig(str(path))
+    server._suspect(server._credentials)  # as after a 401
+    with pytest.raises(WatchDenied, match="cannot be loaded again"):
+        server._current()
 
 
 def test_a_missing_kubeconfig_is_named(tmp_path: Path) -> None:

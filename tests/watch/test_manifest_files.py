@@ -6,6 +6,8 @@ import json
 from textwrap import dedent
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pykubeproxy.model.objects import EndpointSlice, Kind, ObjectKey, Service
 from pykubeproxy.watch.manifest_files import FileContent, is_wanted, parse
@@ -241,7 +243,120 @@ def test_a_known_name_is_kept_with_the_problem() -> None:
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null\n"])
 def test_an_empty_file_is_no_problem(text: str) -> None:
-    assert FileContent() == parse(text)
+    assert FileContent(empty=True) == parse(text)
+
+
+@pytest.mark.parametrize("text", [SERVICE, "a: 1\n", "apiVersion: v1\nkind: List\n", "kind: ["])
+def test_a_file_that_says_something_is_not_empty(text: str) -> None:
+    assert not parse(text).empty
+
+
+# --- whatever the text -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        pytest.param(
+            "a: 1\nb: !!timestamp foo\n", 2, "'foo' cannot be read as !!timestamp", id="t"
+        ),
+        pytest.param("a: 1\nb: !!int ''\n", 2, "'' cannot be read as !!int", id="int"),
+        pytest.param("a: 1\nb: {c: [!!float '']}\n", 2, "cannot be read as !!float", id="float"),
+        pytest.param("a: 1\n---\nb: !!bool x\n", 3, "'x' cannot be read as !!bool", id="bool"),
+        pytest.param("a: !!int x\n", 1, "'x' cannot be read as !!int", id="value"),
+    ],
+)
+def test_a_scalar_that_is_not_what_its_tag_says_is_broken(text: str, line: int, words: str) -> None:
+    broken = parse(text).broken
+    assert broken is not None
+    assert broken.line == line
+    assert words in broken.text
+
+
+@pytest.mark.parametrize("text", ["kind: []", "kind: {a: b}", "kind: 3", "- 1", "? [a]\n: b"])
+def test_odd_documents_are_reported(text: str) -> None:
+    content = parse(text)
+    assert content.broken is not None or len(content.problems) == 1
+
+
+def test_addresses_that_are_no_list_are_left_to_the_type_check() -> None:
+    content = parse(SLICE.replace("[10.0.0.1]", "5"))
+    assert "Expected `array" in content.problems[0].text
+    assert content.problems[0].line == 8
+
+
+def test_items_merged_into_a_list_are_read() -> None:
+    item = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}
+    text = f"apiVersion: v1\nkind: List\n<<: {{items: [{json.dumps(item)}]}}\n"
+    assert [one.key.name for one in parse(text).objects] == ["n"]
+
+
+def test_an_alias_does_not_hide_a_key_that_appears_twice() -> None:
+    broken = parse("a: &x b\nc: {*x : 1, b: 2}\n").broken
+    assert broken is not None
+    assert broken.text == "key 'b' appears twice"
+
+
+@pytest.mark.parametrize("note", ["\\ud83d\\ude00", "\x7f", "\\/"])
+def test_all_of_json_is_read(note: str) -> None:
+    text = (
+        '{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web",\n'
+        f'"annotations": {{"note": "{note}"}}}},\n"spec": {{"clusterIP": "10.96.0.1"}}}}'
+    )
+    content = parse(text, is_json=True)
+    assert [one.key.name for one in content.objects] == ["web"]
+    twice = parse(text.replace('"kind"', '"spec": 1, "kind"'), is_json=True)
+    assert twice.broken is not None
+    assert "appears twice" in twice.broken.text
+
+
+def test_half_of_a_surrogate_pair_is_no_json() -> None:
+    assert parse('{"a": "\\ud83d"}', is_json=True).broken is not None
+
+
+WORDS = (
+    *("apiVersion: v1\n", "apiVersion: discovery.k8s.io/v1\n", "kind: Service\n", "kind: List\n"),
+    *("kind: EndpointSlice\n", "kind: ", "metadata: {name: a}\n", "spec: ", "items: ", "ports: "),
+    *("endpoints: ", "addresses: ", "clusterIP: ", "clusterIPs: ", "type: ", "---\n", "\n", "  "),
+    *("- ", "[", "]", "{", "}", ", ", ": ", "? ", "&a ", "*a ", "<<: ", "'", '"', "#", "|\n", "\t"),
+    *("!!int ", "!!float ", "!!bool ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!!null "),
+    *("!!map ", "!!seq ", "!!str ", "!x ", "1", "-1", "1.5", "1e999", "0x", "0b", "1:90", ".inf"),
+    *("yes", "null", "2001-99-99", "10.0.0.1", "fd00::1", "9" * 5000, "x", "\x07", "\ud800", "é"),
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.sampled_from(WORDS), max_size=24).map("".join), st.booleans())
+def test_parse_never_raises(text: str, is_json: bool) -> None:
+    parse(text, is_json=is_json)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 1) | st.sampled_from(["", "a", "10.0.0.1", "None"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["name", "addresses", "port", "clusterIP", "type"]), inner
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    st.fixed_dictionaries(
+        {"apiVersion": st.sampled_from(["v1", "discovery.k8s.io/v1"])}
+        | {"kind": st.sampled_from(["Service", "EndpointSlice", "Node", "List", "ServiceList"])},
+        optional=dict.fromkeys(
+            ("metadata", "spec", "items", "endpoints", "ports", "addressType", "status"),
+            JSON_VALUES,
+        ),
+    )
+)
+def test_parse_never_raises_whatever_the_types(value: dict[str, object]) -> None:
+    parse(json.dumps(value))
+    parse(json.dumps(value), is_json=True)
 
 
 # --- selectors ---------------------------------------------------------------------------------

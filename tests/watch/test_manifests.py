@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from inotify_simple import INotify, flags
 from structlog.testing import capture_logs
 
 from pykubeproxy.model.objects import EndpointSlice, Kind, ObjectKey
+from pykubeproxy.watch import manifests
 from pykubeproxy.watch.manifest_files import parse
 from pykubeproxy.watch.manifests import Catalog, ManifestSource
 from pykubeproxy.watch.source import Gone, Put, Replaced
@@ -104,6 +107,29 @@ def test_a_broken_file_keeps_its_last_good_content_and_is_told_once() -> None:
     assert logs[0]["place"].startswith("a:")
     made.load("a", parse(service("other")))
     assert names(made.changes()) == ["-web", "+other"]
+
+
+@pytest.mark.parametrize("empty", ["", "\n", "# all gone\n", "---\n"])
+def test_a_file_that_becomes_empty_keeps_its_last_good_content(empty: str) -> None:
+    made = catalog(a=service("web"), b="")
+    made.replaced(Kind)
+    with capture_logs() as logs:
+        for _ in range(3):
+            made.load("a", parse(empty))
+            made.load("b", parse(empty))
+            assert made.changes() == []
+    assert [(entry["event"], entry["place"]) for entry in logs] == [
+        ("file empty, kept as it was", "a:1")
+    ]
+    made.forget("a")
+    assert names(made.changes()) == ["-web"]
+
+
+def test_a_list_without_items_does_remove_the_objects() -> None:
+    made = catalog(a=service("web"))
+    made.replaced(Kind)
+    made.load("a", parse("apiVersion: v1\nkind: List\nitems: []\n"))
+    assert names(made.changes()) == ["-web"]
 
 
 def test_a_bad_object_keeps_its_last_value_while_the_others_follow() -> None:
@@ -380,6 +406,77 @@ def test_an_overflowing_queue_leads_to_a_full_look(
     (directory / "a.yaml").unlink()
     (directory / "b.yaml").write_text(service("b"))
     sink.wait_until(lambda: {"b"} == sink.names())
+
+
+def test_a_truncated_file_keeps_its_objects_until_it_is_deleted(
+    directory: Path, follow: Follow
+) -> None:
+    (directory / "a.yaml").write_text(service("a"))
+    sink = follow()
+    (directory / "a.yaml").write_text("")
+    (directory / "b.yaml").write_text(service("b"))
+    sink.wait_until(lambda: "b" in sink.names())
+    assert {"a", "b"} == sink.names()
+    (directory / "a.yaml").unlink()
+    sink.wait_until(lambda: {"b"} == sink.names())
+
+
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [
+        pytest.param("__init__", errno.EMFILE, id="instances"),
+        pytest.param("add_watch", errno.ENOSPC, id="watches"),
+    ],
+)
+def test_without_inotify_the_directory_is_looked_at(
+    directory: Path,
+    follow: Follow,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    number: int,
+) -> None:
+    def refuse(*_: object, **more: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(manifests, "CHECK_MILLISECONDS", 20)
+    monkeypatch.setattr(manifests, "RETRY_INOTIFY_SECONDS", 0.1)
+    (directory / "a.yaml").write_text(service("a"))
+    with capture_logs() as logs:
+        with monkeypatch.context() as patch:
+            patch.setattr(INotify, method, refuse)
+            sink = follow()
+            (directory / "b.yaml").write_text(service("b"))
+            sink.wait_until(lambda: {"a", "b"} == sink.names())
+            (directory / "a.yaml").write_text(service("long-name"))
+            sink.wait_until(lambda: {"long-name", "b"} == sink.names())
+            (directory / "b.yaml").unlink()
+            sink.wait_until(lambda: {"long-name"} == sink.names())
+            time.sleep(0.3)  # some tries in vain, which are not told
+        again = "manifest directory watched again"
+        until = time.monotonic() + 10
+        while not any(entry["event"] == again for entry in logs):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    (told,) = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert "fs.inotify.max_user_instances" in told["reason"]
+    assert "fs.inotify.max_user_watches" in told["reason"]
+    (directory / "c.yaml").write_text(service("c"))
+    sink.wait_until(lambda: {"long-name", "c"} == sink.names())
+
+
+def test_a_look_does_not_read_what_is_still_being_written(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ManifestSource(directory, "node-0")
+    read: list[str] = []
+    monkeypatch.setattr(source, "_read", read.append)
+    path = directory / "a.yaml"
+    for text in ("a: 1", "a: 12", "a: 123"):
+        path.write_text(text)
+        source._scan(frozenset(), settled=True)
+        assert read == []
+    source._scan(frozenset(), settled=True)
+    assert read == ["a.yaml"]
 
 
 def test_stop_ends_a_source_that_waits(directory: Path) -> None:
