@@ -47,8 +47,8 @@ class Listener(Protocol):
     def received(self, event: Event) -> None:
         """An object arrived."""
 
-    def ready(self, contexts: Mapping[Family, NodeContext]) -> None:
-        """All first lists are complete, so this node is known; before the first pass."""
+    def node_described(self, contexts: Mapping[Family, NodeContext]) -> None:
+        """What this node is became known, before the first pass, or changed."""
 
     def node_changed(self, node: Node | None) -> None:
         """The own Node was seen first, or changed."""
@@ -124,10 +124,10 @@ class SyncLoop:
         if not self._ready and not self._become_ready(now):
             return
         if self._contexts_stale:
-            first = not self._contexts
+            before = dict(self._contexts)
             self._refresh_contexts()
-            if first:
-                self._listener.ready(self._contexts)
+            if self._contexts != before:
+                self._listener.node_described(self._contexts)
         if self._pacer.due(now):
             self._sync()
         self._probe_if_due()
@@ -188,9 +188,8 @@ class SyncLoop:
                 try:
                     addresses = proxy.addresses()
                 except HostError as error:
-                    log.error(
-                        "addresses of this node not read, keeping the last", reason=str(error)
-                    )
+                    log.error("addresses of this node not read, will be", reason=str(error))
+                    self._contexts_stale = True
                     if proxy.family in self._contexts:
                         continue
             context = describe_node(

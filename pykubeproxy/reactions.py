@@ -104,18 +104,23 @@ class Reactions:
         self._status = status
         self._open_ports = open_ports
         self._service_health: dict[Family, ServiceHealth] = {}
+        self._port_addresses: dict[Family, tuple[str, ...] | None] = {}
         self._cleaner = cleaner
         self._record = record
         self._once_in_sync: Callable[[], None] | None = once_in_sync
         self._in_sync: set[Family] = set()
         self._publish(status)
 
-    def ready(self, contexts: Mapping[Family, NodeContext]) -> None:
-        # On the addresses that serve node ports now; as in kube-proxy they are settled once.
-        self._service_health = {
-            family: self._open_ports(context, self.port_refused)
-            for family, context in contexts.items()
-        }
+    def node_described(self, contexts: Mapping[Family, NodeContext]) -> None:
+        """Open health check node ports where node ports are served; the next pass fills them."""
+        for family, context in contexts.items():
+            addresses = context.nodeport_addresses
+            if family in self._service_health:
+                if self._port_addresses[family] == addresses:
+                    continue
+                self._service_health[family].stop()
+            self._port_addresses[family] = addresses
+            self._service_health[family] = self._open_ports(context, self.port_refused)
 
     def close(self) -> None:
         """Close the health check node ports; after the last call of any other method."""

@@ -47,7 +47,7 @@ class Heard:
     def received(self, event):
         self.events.append(event)
 
-    def ready(self, contexts):
+    def node_described(self, contexts):
         self.contexts = dict(contexts)
 
     def node_changed(self, node):

@@ -36,6 +36,10 @@ class Ports:
     """Takes which health check ports are wanted."""
 
     wanted: dict | None = None
+    stopped = 0
+
+    def stop(self):
+        self.stopped += 1
 
     def sync(self, wanted):
         self.wanted = dict(wanted)
@@ -54,7 +58,7 @@ class Rig:
             self.metrics, self.health, Status(60.0), lambda *_: self.ports, self.cleaner,
             self.happened.append,
         )  # fmt: skip
-        self.reactions.ready({V4: NodeContext("node", V4)})
+        self.reactions.node_described({V4: NodeContext("node", V4)})
         self.kernel = MemoryDataplane()
         self.reconciler = Reconciler(V4, PlainCompiler(), self.kernel, lambda: 0.0)
         self.store = Store()
@@ -153,7 +157,7 @@ def test_what_other_modes_left_goes_once_everything_is_in_sync():
         rig.metrics, rig.health, Status(60.0), lambda *_: rig.ports, rig.cleaner,
         rig.happened.append, lambda: calls.append(1),
     )  # fmt: skip
-    rig.reactions.ready({V4: NodeContext("node", V4)})
+    rig.reactions.node_described({V4: NodeContext("node", V4)})
     rig.kernel.unknowns.append("before")
     rig.run(service("a"))
     assert calls == []
@@ -185,3 +189,11 @@ def test_a_failed_search_is_asked_for_again(rig, monkeypatch):
     assert cleaner.take_failed(V4) == []
     deleted = "kubeproxy_conntrack_reconciler_deleted_entries_total"
     assert rig.value(deleted, ip_family="IPv4") == 2
+
+
+def test_health_check_ports_move_with_the_node_port_addresses(rig):
+    def described(*addresses):
+        rig.reactions.node_described({V4: NodeContext("node", V4, nodeport_addresses=addresses)})
+        return rig.ports.stopped
+
+    assert [1, 1, 2] == [described("192.0.2.1"), described("192.0.2.1"), described("192.0.2.2")]
