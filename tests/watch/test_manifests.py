@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event as ThreadEvent
+from threading import Semaphore
 
 import pytest
 from inotify_simple import Event as Notice
@@ -435,8 +436,18 @@ def test_without_inotify_the_directory_is_looked_at(
     method: str,
     number: int,
 ) -> None:
+    refusals = Semaphore(0)
+    back = ThreadEvent()
+    watched_again = manifests.log.info
+
     def refuse(*_: object, **more: object) -> None:
+        refusals.release()
         raise OSError(number, os.strerror(number))
+
+    def told_to(event: str, **fields: object) -> None:
+        watched_again(event, **fields)
+        if event == "manifest directory watched again":
+            back.set()
 
     monkeypatch.setattr(manifests, "CHECK_MILLISECONDS", 20)
     monkeypatch.setattr(manifests, "RETRY_INOTIFY_SECONDS", 0.1)
@@ -451,12 +462,10 @@ def test_without_inotify_the_directory_is_looked_at(
             sink.wait_until(lambda: {"long-name", "b"} == sink.names())
             (directory / "b.yaml").unlink()
             sink.wait_until(lambda: {"long-name"} == sink.names())
-            time.sleep(0.3)  # some tries in vain, which are not told
-        again = "manifest directory watched again"
-        until = time.monotonic() + 10
-        while not any(entry["event"] == again for entry in logs):
-            assert time.monotonic() < until
-            time.sleep(0.01)
+            for _ in range(3):  # tries in vain, which are not told
+                assert refusals.acquire(timeout=10)
+            monkeypatch.setattr(manifests.log, "info", told_to, raising=False)
+        assert back.wait(10)
     (told,) = [entry for entry in logs if entry["log_level"] == "warning"]
     assert "fs.inotify.max_user_instances" in told["reason"]
     assert "fs.inotify.max_user_watches" in told["reason"]
