@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 import trustme
 
 from tests.fakes import recordings
+from tests.fakes.apiserver import listening
 
 __all__ = ["Replay", "Scene"]
 
@@ -55,7 +56,7 @@ class Replay:
         self._asked_after: Counter[str] = Counter()
         self._sockets: list[socket.socket] = []
         self.ending = threading.Event()
-        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server = listening(lambda: _Server(("127.0.0.1", port), _Handler))
         self._server.replay = self
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True

@@ -7,6 +7,7 @@ One thread per connection, as a proxy opens few of them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import ssl
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import trustme
 import yaml
@@ -25,10 +26,33 @@ from tests.fakes.apianswers import Answer, Request, status_body
 from tests.fakes.apihandler import Handler
 from tests.fakes.apistore import ClusterStore, Object
 
-__all__ = ["Answer", "FakeApiServer", "Request", "certificate_authority", "status_body"]
+__all__ = [
+    "Answer",
+    "FakeApiServer",
+    "Request",
+    "certificate_authority",
+    "listening",
+    "status_body",
+]
+
+S = TypeVar("S")
+BIND_TRIES = 250
 
 _AUTHORITY = trustme.CA()  # made once: keys are slow
 _CERTIFICATE = _AUTHORITY.issue_cert("127.0.0.1", "localhost")
+
+
+def listening(make: Callable[[], S]) -> S:
+    """Make a server; a port that another one has just let go of may take a moment."""
+    pause = threading.Event()
+    for _ in range(BIND_TRIES):
+        try:
+            return make()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            pause.wait(0.02)
+    return make()
 
 
 def certificate_authority() -> trustme.CA:
@@ -78,7 +102,7 @@ class FakeApiServer:
 
     def start(self) -> None:
         """Serve; after `stop` on the same port as before."""
-        self._server = Server(("127.0.0.1", self.port), Handler)
+        self._server = listening(lambda: Server(("127.0.0.1", self.port), Handler))
         self._server.fake = self
         self.port = self._server.server_address[1]
         args = {"poll_interval": 0.01}
