@@ -139,10 +139,6 @@ class Reconciler(Generic[K, V]):
         """When the first owner leaves its quarantine, on the clock of `run`."""
         return min((q.until for q in self._quarantine.values()), default=None)
 
-    @property
-    def object_count(self) -> int:
-        return self._tracker.object_count
-
     def distrust(self) -> None:
         """Read the kernel back at the next pass: somebody else changed it, or may have."""
         self._trusted = self._learnt = False
@@ -160,7 +156,7 @@ class Reconciler(Generic[K, V]):
                 # Somebody edited what we wrote. Looked into once: if the print is still not as
                 # written after a repair, this tool merely prints in a way we do not know.
                 self._believing = False
-                self._trusted = self._learnt = False
+                self.distrust()
                 return False
             self._believing = True
         return True
