@@ -28,6 +28,7 @@ from pykubeproxy.model.objects import (
     NodeSpec,
     NodeStatus,
     Service,
+    ServiceAnnotations,
     ServiceCIDR,
     ServiceCIDRMeta,
     ServiceCIDRSpec,
@@ -89,6 +90,7 @@ def service(
     health_check_node_port: int | None = None,
     created: str | None = "2024-01-01T00:00:00Z",
     proxy_name: str | None = None,
+    scheduler: str | None = None,
 ) -> Service:
     """A Service; a bare number among *ports* is an unnamed TCP port."""
     ingress = tuple(LoadBalancerIngress(ip=vip) if isinstance(vip, str) else vip for vip in vips)
@@ -101,6 +103,7 @@ def service(
             namespace=namespace,
             creation_timestamp=created,
             labels=None if proxy_name is None else ServiceLabels(proxy_name=proxy_name),
+            annotations=None if scheduler is None else ServiceAnnotations(scheduler),
         ),
         spec=ServiceSpec(
             type=type,

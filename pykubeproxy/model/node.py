@@ -44,8 +44,10 @@ class NodeContext(Struct, frozen=True):
 
     ``zone`` is empty where the node has no zone label. ``address`` is the node's own address,
     the loopback address as long as it is unknown. ``nodeport_addresses`` are the local addresses
-    that serve node ports, ``None`` meaning all of them. ``pod_traffic`` tells how packets of pods
-    are recognised, ``None`` where that is not configured for this family.
+    that serve node ports, ``None`` meaning all of them. ``addresses`` are those of all interfaces
+    but loopback and the proxy's own, without link-local ones; empty where the mode does not ask
+    for them. ``pod_traffic`` tells how packets of pods are recognised, ``None`` where that is not
+    configured for this family.
     """
 
     name: str
@@ -53,6 +55,7 @@ class NodeContext(Struct, frozen=True):
     zone: str = ""
     address: str = ""
     nodeport_addresses: tuple[str, ...] | None = None
+    addresses: tuple[str, ...] = ()
     pod_traffic: PodTraffic | None = None
     masquerade_all: bool = False
     allow_external_ips: bool = True

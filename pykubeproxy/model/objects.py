@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 __all__ = [
     "Conditions",
@@ -66,11 +66,24 @@ class ServiceLabels(Struct, frozen=True, gc=False):
     proxy_name: str | None = field(name="service.kubernetes.io/service-proxy-name", default=None)
 
 
+class ServiceAnnotations(Struct, frozen=True, gc=False):
+    ipvs_scheduler: str | None = field(name="pykubeproxy.io/ipvs-scheduler", default=None)
+
+
+_NO_ANNOTATIONS = ServiceAnnotations()
+
+
 class ServiceMeta(Struct, frozen=True, gc=False):
     name: str
     namespace: str = ""
     creation_timestamp: str | None = field(name="creationTimestamp", default=None)
     labels: ServiceLabels | None = None
+    annotations: ServiceAnnotations | None = None
+
+    def __post_init__(self) -> None:
+        # Only foreign annotations, or none at all: the same to a proxy, so it must compare equal.
+        if self.annotations == _NO_ANNOTATIONS:
+            structs.force_setattr(self, "annotations", None)
 
 
 class ServicePort(Struct, frozen=True, gc=False):
@@ -130,6 +143,12 @@ class Service(Struct, frozen=True):
     @property
     def key(self) -> ServiceKey:
         return ServiceKey(self.metadata.namespace, self.metadata.name)
+
+    @property
+    def ipvs_scheduler(self) -> str:
+        """What the annotation asks for, as written; empty without one."""
+        annotations = self.metadata.annotations
+        return (annotations.ipvs_scheduler or "") if annotations else ""
 
     @property
     def ingress(self) -> tuple[LoadBalancerIngress, ...]:

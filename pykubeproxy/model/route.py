@@ -71,8 +71,11 @@ class Route(Struct, frozen=True):
 
     ``cluster_endpoints`` and ``local_endpoints`` are sorted by their text and hold only what a
     verdict may pick from. ``serving_endpoints`` are all endpoints with the serving condition,
-    whatever the policies say: a UDP flow to one of them must not be cut.
+    whatever the policies say: a UDP flow to one of them must not be cut. ``node_endpoints`` are
+    all endpoints on this node, whatever their condition: those that could talk to themselves.
     ``affinity_seconds`` is 0 without client affinity, ``health_check_port`` 0 without one.
+    ``external_local``: clients off this node are meant for endpoints on it, even if it has none.
+    ``scheduler`` is what the Service asks an IPVS node to choose by, as written; empty: nothing.
     """
 
     key: PortKey
@@ -80,5 +83,8 @@ class Route(Struct, frozen=True):
     cluster_endpoints: tuple[Endpoint, ...]
     local_endpoints: tuple[Endpoint, ...]
     serving_endpoints: frozenset[str] = frozenset()
+    node_endpoints: tuple[Endpoint, ...] = ()
     affinity_seconds: int = 0
     health_check_port: int = 0
+    external_local: bool = False
+    scheduler: str = ""

@@ -21,14 +21,21 @@ __all__ = ["describe_node", "localhost_serves_nodeports"]
 
 
 def describe_node(
-    config: Config, name: str, node: Node | None, local_addresses: Iterable[str], family: Family
+    config: Config,
+    name: str,
+    node: Node | None,
+    local_addresses: Iterable[str],
+    family: Family,
+    *,
+    every_address: bool = False,
 ) -> NodeContext:
     """Put together what is known of this node.
 
     *node* is its API object, ``None`` while there is none. *local_addresses* are the canonical
-    addresses of all interfaces, loopback included; they count only where node ports are
-    restricted to some of them.
+    addresses of all interfaces; they count only where node ports are restricted to some of them,
+    or where *every_address* matters to the backend.
     """
+    local_addresses = tuple(local_addresses)
     address = _node_address(config, node, family)
     return NodeContext(
         name=name,
@@ -36,6 +43,7 @@ def describe_node(
         zone=node.zone if node else "",
         address=address,
         nodeport_addresses=_nodeport_addresses(config, address, local_addresses, family),
+        addresses=local_addresses if every_address else (),
         pod_traffic=_pod_traffic(config, node, family),
         masquerade_all=config.masquerade_all,
         allow_external_ips=config.allow_external_ips,

@@ -7,7 +7,7 @@ Keys and values are the backend's own; the core only compares them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -23,6 +23,7 @@ __all__ = [
     "Dataplane",
     "Observation",
     "Outcome",
+    "Partly",
     "Rejected",
     "Transaction",
     "Unknown",
@@ -81,11 +82,26 @@ class Transaction(Struct, Generic[K, V], frozen=True):
 
 
 class Applied(Struct, frozen=True):
-    """Committed as a whole. ``lines`` and ``bytes`` were sent, ``rules`` of them set a rule."""
+    """Committed as a whole. ``lines`` and ``bytes`` were sent, ``rules`` of them set a rule.
+
+    ``notes`` are sentences about owners whose wish was granted in another way than asked.
+    """
 
     lines: int = 0
     bytes: int = 0
     rules: int = 0
+    notes: tuple[tuple[ServiceKey, str], ...] = ()
+
+
+class Partly(Struct, Generic[K, V], frozen=True):
+    """Committed object by object, and some were refused.
+
+    ``landed`` is what the kernel took, ``refused`` says why an owner did not get the rest.
+    """
+
+    landed: Transaction[K, V]
+    refused: dict[ServiceKey, str]
+    applied: Applied = Applied()
 
 
 class Rejected(Struct, frozen=True):
@@ -104,7 +120,7 @@ class Unknown(Struct, frozen=True):
     detail: str
 
 
-Outcome = Applied | Rejected | Unknown
+Outcome = Applied | Partly[Any, Any] | Rejected | Unknown
 
 
 class Observation(Protocol[K, V]):
@@ -114,7 +130,11 @@ class Observation(Protocol[K, V]):
         """Tell whether the kernel holds *key* with just this *value*; in doubt, no."""
 
     def strays(self, wanted: Iterable[Mapping[K, V]]) -> Mapping[K, V]:
-        """Return the objects of ours in the kernel whose keys are in none of *wanted*."""
+        """Return the objects of ours in the kernel whose keys are in none of *wanted*.
+
+        Asked before `holds`, so that what is only right as a whole can be judged as a whole.
+        *wanted* holds what owners want first, then what the kernel is noted to hold.
+        """
 
 
 class Compiler(Protocol[K, V]):
@@ -126,8 +146,16 @@ class Compiler(Protocol[K, V]):
     def compile(self, route: Route, node: NodeContext) -> dict[K, V]:
         """Return the objects of one route."""
 
-    def exclusive(self, key: K) -> bool:
-        """Tell whether two owners could want *key* with different values (a shared address)."""
+    def claim(self, key: K) -> K | None:
+        """Return the key that an owner must hold to have *key*; ``None`` if nobody else could.
+
+        Itself where two owners could want it (a shared address), another where it is part of
+        that one (the real servers of a virtual server). Owners that want the same under one claim
+        agree; else the older one has it.
+        """
+
+    def problems(self, route: Route) -> tuple[str, ...]:
+        """Return a sentence for everything *route* asks for that this backend passes over."""
 
     def resize(self, endpoint_count: int) -> None:
         """Hear the number of endpoints in the family before routes are compiled."""
@@ -154,3 +182,6 @@ class Dataplane(Protocol[K, V]):
 
     def apply(self, transaction: Transaction[K, V]) -> Outcome:
         """Commit one transaction; never raises for a refusal."""
+
+    def tend(self, now: float) -> float | None:
+        """Do what is due without any change; return when there is more, on the clock of *now*."""

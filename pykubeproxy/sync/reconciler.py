@@ -6,7 +6,7 @@ Effects happen only inside the `Dataplane`; the clock is an argument.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +20,7 @@ from pykubeproxy.sync.outcome import (
     Applied,
     Compiler,
     Dataplane,
+    Partly,
     Rejected,
     Transaction,
     Unknown,
@@ -54,15 +55,15 @@ class Report(Struct):
     """What one pass did, for one log line, metrics and events. Durations in seconds.
 
     ``landed`` tells whether anything of any Service was accepted.
-    ``outcomes`` counts transactions by how they ended (applied, rejected, unknown), ``rules`` the
-    rules or messages written by where they went.
+    ``outcomes`` counts transactions by where they went and how they ended (applied, partly,
+    rejected, unknown), ``rules`` the rules or messages written by where they went.
     """
 
     family: Family
     services: int = 0
     objects_put: int = 0
     objects_dropped: int = 0
-    outcomes: dict[str, int] = msgspec.field(default_factory=dict)
+    outcomes: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
     rules: dict[str, int] = msgspec.field(default_factory=dict)
     landed: bool = False
     lines: int = 0
@@ -88,8 +89,19 @@ class Report(Struct):
     def changed(self) -> bool:
         return bool(self.outcomes)
 
-    def count(self, outcome: str) -> None:
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+    def count(self, scope: str, outcome: str) -> None:
+        self.outcomes[scope, outcome] = self.outcomes.get((scope, outcome), 0) + 1
+
+    def add(self, transaction: Transaction[Any, Any], applied: Applied) -> None:
+        """Add up what *transaction* wrote."""
+        scope = transaction.scope
+        self.landed = self.landed or any(owner.namespace for owner in transaction.owners)
+        self.rules[scope] = self.rules.get(scope, 0) + applied.rules
+        self.lines += applied.lines
+        self.bytes += applied.bytes
+        self.objects_put += sum(len(c.put) for c in transaction.changes)
+        self.objects_dropped += sum(len(c.drop) for c in transaction.changes)
+        self.problems.extend(applied.notes)
 
 
 class Reconciler(Generic[K, V]):
@@ -101,13 +113,17 @@ class Reconciler(Generic[K, V]):
         compiler: Compiler[K, V],
         dataplane: Dataplane[K, V],
         clock: Callable[[], float],
+        *,
+        counts_services: bool = False,
     ) -> None:
+        """*counts_services*: `no_local_endpoints` counts Services, not their ports."""
         self.family = family
+        self._counts_services = counts_services
         self.flows = FlowIndex()
         self._compiler = compiler
         self._dataplane = dataplane
         self._clock = clock
-        self._tracker: Tracker[K, V] = Tracker(compiler.exclusive)
+        self._tracker: Tracker[K, V] = Tracker(compiler.claim)
         self._node: NodeContext | None = None
         self._derived: dict[ServiceKey, _Summary] = {}
         self._totals = _Summary()
@@ -127,7 +143,7 @@ class Reconciler(Generic[K, V]):
 
     @property
     def no_local_endpoints(self) -> tuple[int, int]:
-        """Ports without endpoints here under an internal and under an external Local policy."""
+        """What a Local policy leaves without endpoints here, internal and external policy."""
         return self._totals.no_local_internal, self._totals.no_local_external
 
     @property
@@ -210,24 +226,34 @@ class Reconciler(Generic[K, V]):
             routes = NOTHING
             if service is not None:
                 routes = service_routes(service, store.slices(key), node)
-            self._summarize(key, _Summary.of(routes))
+            self._summarize(key, _Summary.of(routes, self._counts_services))
             changed = (key, self.family) in touched.by_slices
             self.flows.update(key, routes.routes, endpoints_changed=changed)
             self._tracker.release(key)
-            self._note_problems(key, routes.problems, report)
+            self._note_problems(key, self._problems_of(routes), report)
             decided.append((key, routes))
         report.services = len(decided)
         # Compiled only now: how objects are written may depend on the size of the family.
         self._compiler.resize(self._totals.endpoint_count)
         for key, routes in decided:
-            objects: dict[K, V] = {}
-            for route in routes.routes:
-                for name, value in self._compiler.compile(route, node).items():
-                    objects.setdefault(name, value)
             service = store.service(key)
             age = (service.metadata.creation_timestamp or "") if service else ""
-            self._tracker.want(key, objects, age)
+            self._tracker.want(key, self._compiled(routes, node), age)
         self._report_conflicts(report)
+
+    def _compiled(self, routes: ServiceRoutes, node: NodeContext) -> dict[K, V]:
+        objects: dict[K, V] = {}
+        for route in routes.routes:
+            part = self._compiler.compile(route, node)
+            if not objects:
+                objects = part
+                continue
+            # What an earlier port of the Service has under one claim stays whole.
+            claim, claimed = self._compiler.claim, frozenset(objects)
+            for name, value in part.items():
+                if name not in claimed and claim(name) not in claimed:
+                    objects[name] = value
+        return objects
 
     def _land(self, transaction: Transaction[K, V], report: Report) -> bool:
         """Commit, halving what is refused until the culprit is alone; False ends the pass."""
@@ -238,26 +264,33 @@ class Reconciler(Generic[K, V]):
                 continue
             outcome = self._dataplane.apply(current)
             match outcome:
-                case Applied(lines, size, rules):
-                    report.count("applied")
-                    report.landed = report.landed or any(o.namespace for o in current.owners)
-                    report.rules[current.scope] = report.rules.get(current.scope, 0) + rules
+                case Applied() as applied:
+                    report.count(current.scope, "applied")
+                    report.add(current, applied)
                     self._tracker.confirm(current)
-                    report.lines += lines
-                    report.bytes += size
-                    report.objects_put += sum(len(c.put) for c in current.changes)
-                    report.objects_dropped += sum(len(c.drop) for c in current.changes)
+                case Partly(landed, refused, applied):
+                    report.count(current.scope, "partly")
+                    report.add(landed, applied)
+                    self._tracker.confirm(landed)
+                    for owner, detail in refused.items():
+                        if not self._go_on_without(owner, detail, report):
+                            return False
                 case Unknown(detail):
-                    report.count("unknown")
+                    report.count(current.scope, "unknown")
                     self.distrust()
                     report.succeeded = False
                     report.detail = detail
                     return False
                 case Rejected(detail, suspects):
-                    report.count("rejected")
+                    report.count(current.scope, "rejected")
                     if len(current.owners) == 1:
-                        self._put_in_quarantine(current, detail, report)
-                        if current.owners[0] == BASE or self._nobody_lands(detail, report):
+                        owner = current.owners[0]
+                        changes = current.changes
+                        if owner not in self._quarantine and any(c.old or c.drop for c in changes):
+                            # Perhaps what should go is gone already. One look tells; if it is
+                            # refused again after that, the fault is with what should come.
+                            self.distrust()
+                        if not self._go_on_without(owner, detail, report):
                             return False
                     else:
                         waiting.extend(reversed(_split(current, suspects)))
@@ -265,8 +298,8 @@ class Reconciler(Generic[K, V]):
 
     # --- quarantine ---
 
-    def _put_in_quarantine(self, refused: Transaction[K, V], detail: str, report: Report) -> None:
-        owner = refused.owners[0]
+    def _go_on_without(self, owner: ServiceKey, detail: str, report: Report) -> bool:
+        """Put a refused owner in quarantine; False where going on makes no sense."""
         earlier = self._quarantine.get(owner)
         attempts = earlier.attempts + 1 if earlier else 1
         pause = min(QUARANTINE_MOST_SECONDS, QUARANTINE_FIRST_SECONDS * 2 ** (attempts - 1))
@@ -274,13 +307,11 @@ class Reconciler(Generic[K, V]):
         self._quarantine[owner] = entry
         self._tracker.hold(owner)
         report.quarantined.append(entry)
-        if earlier is None and any(change.old or change.drop for change in refused.changes):
-            # Perhaps what should go is gone already. One look tells; if it is refused again
-            # after that, the fault is with what should come.
-            self.distrust()
         if owner == BASE:
             report.succeeded = False
             report.detail = detail
+            return False
+        return not self._nobody_lands(detail, report)
 
     def _nobody_lands(self, detail: str, report: Report) -> bool:
         """Notice that the fault is not with single Services, and treat it as one failure.
@@ -310,6 +341,12 @@ class Reconciler(Generic[K, V]):
         )
 
     # --- notes ---
+
+    def _problems_of(self, routes: ServiceRoutes) -> tuple[str, ...]:
+        found = dict.fromkeys(routes.problems)
+        for route in routes.routes:
+            found.update(dict.fromkeys(self._compiler.problems(route)))
+        return tuple(found)
 
     def _note_problems(self, key: ServiceKey, found: tuple[str, ...], report: Report) -> None:
         """Report what is new; a Service whose endpoints change often repeats nothing."""
@@ -347,13 +384,14 @@ class _Summary(Struct, frozen=True):
     no_local_external: int = 0
 
     @classmethod
-    def of(cls, routes: ServiceRoutes) -> _Summary:
+    def of(cls, routes: ServiceRoutes, counts_services: bool) -> _Summary:
+        most = 1 if counts_services else len(routes.routes)
         return cls(
             routes.health_check_port,
             routes.local_ready,
             routes.endpoint_count,
-            routes.no_local_internal,
-            routes.no_local_external,
+            min(routes.no_local_internal, most),
+            min(routes.no_local_external, most),
         )
 
     def moved(self, old: _Summary, new: _Summary) -> _Summary:

@@ -98,8 +98,11 @@ def service_routes(
                 cluster_endpoints=tuple(c.endpoint for c in pools.cluster),
                 local_endpoints=tuple(c.endpoint for c in pools.local),
                 serving_endpoints=_serving(own) if protocol is Protocol.UDP else frozenset(),
+                node_endpoints=tuple(c.endpoint for c in own if c.endpoint.node_local),
                 affinity_seconds=_affinity_seconds(spec),
                 health_check_port=health_check_port,
+                external_local=external_local,
+                scheduler=service.ipvs_scheduler,
             )
         )
     return ServiceRoutes(

@@ -6,10 +6,11 @@ The idea of two views with the pending changes maintained between them is Calico
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from typing import Generic, TypeVar
 
 from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.sync.claims import Claims, Rank
 from pykubeproxy.sync.outcome import Change, Observation, Transaction, leftover
 
 __all__ = ["Conflict", "Tracker"]
@@ -17,26 +18,26 @@ __all__ = ["Conflict", "Tracker"]
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-Rank = tuple[str, ServiceKey]
 Conflict = tuple[Hashable, ServiceKey, ServiceKey]
-"""A key, the owner that has it, and an owner that wants it too."""
+"""A claim, the owner that has it, and an owner that wants something else under it."""
 
 
 class Tracker(Generic[K, V]):
     """The books of one dataplane. Owned by the sync thread; no I/O.
 
-    *exclusive* tells which keys two owners could want at the same time. Of those that do, the
-    one with the smallest rank has the key (the older Service, then the smaller name), on every
-    node and after every restart; the others get it as soon as it is free.
+    *claim* tells under which key an object can be had, ``None`` where only one owner could want
+    it (`pykubeproxy.sync.outcome.Compiler.claim`). Of several owners with one claim the one with
+    the smallest rank has it; the others get it as soon as it is free. What the kernel holds under
+    a claim stays there when the claim changes hands: only what differs is written.
     """
 
-    def __init__(self, exclusive: Callable[[K], bool]) -> None:
-        self._exclusive = exclusive
+    def __init__(self, claim: Callable[[K], K | None]) -> None:
+        self._claim_of = claim
         self._wanted: dict[ServiceKey, dict[K, V]] = {}
         self._applied: dict[ServiceKey, dict[K, V]] = {}
-        self._ranks: dict[ServiceKey, str] = {}
-        self._claims: dict[K, list[Rank]] = {}
-        self._contested: set[K] = set()
+        self._ranks: dict[ServiceKey, Rank] = {}
+        self._claims: Claims[K] = Claims()
+        self._conflicts: dict[tuple[K, ServiceKey], Conflict] = {}
         self._dirty: set[ServiceKey] = set()
         self._held: set[ServiceKey] = set()
         self._leftovers: dict[K, ServiceKey] = {}
@@ -46,42 +47,45 @@ class Tracker(Generic[K, V]):
     def want(self, owner: ServiceKey, objects: dict[K, V], age: str = "") -> None:
         """Set everything *owner* wants; *age* is its creation time in a sortable form."""
         before = self._wanted.get(owner, {})
-        if before == objects and self._ranks.get(owner) == age:
+        rank = (age, owner)
+        old_rank = self._ranks.get(owner, rank)
+        if before == objects and old_rank == rank:
             return
-        # Claims are sorted by rank, so an owner that changes its age leaves and comes back.
-        self._unclaim(owner, [k for k in before if k not in objects or self._ranks[owner] != age])
         if objects:
             self._wanted[owner] = objects
-            self._ranks[owner] = age
-            self._claim(owner, age, objects)
-            # A leftover that is wanted again: written by its new owner, no longer removed.
-            for key in self._leftovers.keys() & objects.keys():
-                self._applied.pop(self._leftovers.pop(key), None)
+            self._ranks[owner] = rank
         else:
             self._wanted.pop(owner, None)
             self._ranks.pop(owner, None)
         self._dirty.add(owner)
+        had, has = self._claims_in(before), self._claims_in(objects)
+        concerned = set(self._claims.contested(had | has))
+        for claim in had if old_rank != rank else had - has:
+            heir = self._claims.give_up(claim, old_rank)
+            if heir is not None:
+                self._hand_over(claim, owner, heir)
+        for claim in has if old_rank != rank else has - had:
+            loser = self._claims.take(claim, rank)
+            if loser is not None:
+                self._hand_over(claim, loser, owner)
+        # A leftover that is wanted again: its new owner replaces it, nobody removes it.
+        for key in self._leftovers.keys() & objects.keys():
+            self._move({key}, self._leftovers.pop(key), owner)
+        concerned |= self._claims.contested(had | has)
+        for claim in concerned:
+            self._judge(claim, owner)
 
     def wanted(self, owner: ServiceKey) -> Mapping[K, V]:
-        """What *owner* wants and has the right to: without keys that an older owner has."""
+        """What *owner* wants and has the right to: without what an older owner has."""
         objects = self._wanted.get(owner, {})
-        lost = [
-            k
-            for k in objects
-            if self._exclusive(k) and (claims := self._claims.get(k)) and claims[0][1] != owner
-        ]
+        lost = self._claims.lost(owner)
         if not lost:
             return objects
-        return {k: v for k, v in objects.items() if k not in lost}
+        return {k: v for k, v in objects.items() if self._claim_of(k) not in lost}
 
-    def conflicts(self) -> list[Conflict]:
-        """Every key that more than one owner wants."""
-        return [
-            (key, claims[0][1], loser)
-            for key in self._contested
-            for claims in [self._claims[key]]
-            for _, loser in claims[1:]
-        ]
+    def conflicts(self) -> Iterable[Conflict]:
+        """Every claim under which owners want different things; cost follows their number."""
+        return self._conflicts.values()
 
     # --- comparing ---
 
@@ -117,13 +121,10 @@ class Tracker(Generic[K, V]):
     def confirm(self, transaction: Transaction[K, V]) -> None:
         """Note that *transaction* was committed."""
         for change in transaction.changes:
-            applied = self._applied.get(change.owner, {})
-            if applied is self._wanted.get(change.owner):
-                applied = dict(applied)  # a settled owner shares its dict with wanted
+            applied = self._own_applied(change.owner)
             applied.update(change.put)
             for key in change.drop:
                 applied.pop(key, None)
-            self._applied[change.owner] = applied
             if applied == self.wanted(change.owner):
                 self._settle(change.owner)
 
@@ -147,7 +148,11 @@ class Tracker(Generic[K, V]):
         Objects of ours that nobody wants are from now on pending for removal. Costs a visit to
         every object: the slow path, for start and repair only.
         """
-        surprises = 0
+        for owner in self._leftovers.values():
+            self._applied.pop(owner, None)
+        owned = [self.wanted(owner) for owner in self._wanted]
+        strays = dict(observation.strays([*owned, *self._applied.values()]))
+        surprises = len(strays)
         for owner in self._wanted.keys() | self._applied.keys():
             before = self._applied.get(owner, {})
             candidates = {**self.wanted(owner), **before}
@@ -155,9 +160,6 @@ class Tracker(Generic[K, V]):
             surprises += sum(1 for k in before if k not in present)
             self._applied[owner] = present
             self._dirty.add(owner)
-        known = [*self._wanted.values(), *self._applied.values()]
-        strays = dict(observation.strays(known))
-        surprises += len(strays)
         self._leftovers = {key: leftover(key) for key in strays}
         for key, value in strays.items():
             self._applied[leftover(key)] = {key: value}
@@ -174,28 +176,49 @@ class Tracker(Generic[K, V]):
         elif self._applied.get(owner) == wanted:
             self._applied[owner] = wanted  # one dict for both views: half the memory
 
-    def _claim(self, owner: ServiceKey, age: str, objects: Mapping[K, V]) -> None:
-        for key in objects:
-            if not self._exclusive(key):
-                continue
-            claims = self._claims.setdefault(key, [])
-            if (age, owner) in claims:
-                continue
-            if claims:
-                self._dirty.add(claims[0][1])
-                self._contested.add(key)
-            claims.append((age, owner))
-            claims.sort()
+    def _claims_in(self, objects: Mapping[K, V]) -> Set[K]:
+        return {claim for key in objects if (claim := self._claim_of(key)) is not None}
 
-    def _unclaim(self, owner: ServiceKey, keys: list[K]) -> None:
-        for key in keys:
-            claims = self._claims.get(key)
-            if claims is None:
-                continue
-            claims[:] = [claim for claim in claims if claim[1] != owner]
-            if len(claims) < 2:
-                self._contested.discard(key)
-            if claims:
-                self._dirty.add(claims[0][1])
+    def _hand_over(self, claim: K, loser: ServiceKey, heir: ServiceKey) -> None:
+        """The kernel's objects under *claim* are now the heir's, who may want them otherwise."""
+        applied = self._applied.get(loser, {})
+        self._move({k for k in applied if self._claim_of(k) == claim}, loser, heir)
+        self._dirty.update((loser, heir))
+
+    def _move(self, keys: Set[K], source: ServiceKey, target: ServiceKey) -> None:
+        if not keys:
+            return
+        given = self._own_applied(source)
+        taken = self._own_applied(target)
+        for key in keys & given.keys():
+            taken[key] = given.pop(key)
+        if not given:
+            del self._applied[source]
+        self._dirty.update((source, target))
+
+    def _own_applied(self, owner: ServiceKey) -> dict[K, V]:
+        """The notes on *owner* for writing: a settled owner shares them with what it wants."""
+        applied = self._applied.setdefault(owner, {})
+        if applied is self._wanted.get(owner):
+            applied = self._applied[owner] = dict(applied)
+        return applied
+
+    def _judge(self, claim: K, changed: ServiceKey) -> None:
+        """Note which owners want other things under *claim* than the one who has it."""
+        self._conflicts.pop((claim, changed), None)
+        holder = self._claims.holder(claim)
+        if holder is None:
+            return
+        self._conflicts.pop((claim, holder), None)
+        waiting = self._claims.waiting(claim)
+        held = self._under(claim, holder) if waiting else {}
+        losers = waiting if changed not in waiting else (changed,)
+        for loser in losers:
+            if self._under(claim, loser) != held:
+                self._conflicts[claim, loser] = (claim, holder, loser)
             else:
-                del self._claims[key]
+                self._conflicts.pop((claim, loser), None)
+
+    def _under(self, claim: K, owner: ServiceKey) -> dict[K, V]:
+        objects = self._wanted.get(owner, {})
+        return {k: v for k, v in objects.items() if self._claim_of(k) == claim}

@@ -54,8 +54,11 @@ class PlainCompiler:
             objects["front", frontend.address, frontend.port] = (name,)
         return objects
 
-    def exclusive(self, key: Key) -> bool:
-        return key[0] == "front"
+    def claim(self, key: Key) -> Key | None:
+        return key if key[0] == "front" else None
+
+    def problems(self, route: Route) -> tuple[str, ...]:
+        return ()
 
     def resize(self, endpoint_count: int) -> None:
         self.endpoint_count = endpoint_count
@@ -93,6 +96,9 @@ class MemoryDataplane:
 
     def intact(self) -> bool:
         return bool(self.objects)
+
+    def tend(self, now: float) -> float | None:
+        return None
 
     def plan(self, changes: Sequence[Change[Key, Value]]) -> list[Transaction[Key, Value]]:
         step = self._batch or max(len(changes), 1)
@@ -170,6 +176,9 @@ class ChainDataplane:
 
     def intact(self) -> bool:
         return bool(self.chains)
+
+    def tend(self, now: float) -> float | None:
+        return None
 
     def plan(self, changes: Sequence[Change[Any, Rules]]) -> list[Transaction[Any, Rules]]:
         return plan(changes, 12)

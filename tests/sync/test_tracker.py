@@ -11,8 +11,14 @@ A, B, C = (ServiceKey("ns", name) for name in "abc")
 
 @pytest.fixture
 def tracker():
-    """Keys that begin with ``shared`` can be wanted by several owners."""
-    return Tracker(lambda key: key.startswith("shared"))
+    """Keys that begin with ``shared`` can be wanted by several owners; ``part`` goes with it."""
+    return Tracker(claim)
+
+
+def claim(key):
+    if key.startswith("part of "):
+        return key.removeprefix("part of ")
+    return key if key.startswith("shared") else None
 
 
 def land(tracker):
@@ -189,29 +195,75 @@ def test_the_loser_keeps_its_other_objects(tracker):
 def test_keys_that_are_not_exclusive_are_not_contested(tracker):
     tracker.want(A, {"x": 1})
     tracker.want(B, {"x": 1})
-    assert tracker.conflicts() == []
+    assert list(tracker.conflicts()) == []
 
 
 def test_conflicts_name_key_winner_and_every_loser(tracker):
     for owner, age in ((A, "2024"), (B, "2025"), (C, "2026")):
-        tracker.want(owner, {"shared": 1}, age)
-    assert tracker.conflicts() == [("shared", A, B), ("shared", A, C)]
+        tracker.want(owner, {"shared": age}, age)
+    assert list(tracker.conflicts()) == [("shared", A, B), ("shared", A, C)]
+
+
+def test_owners_that_want_the_same_are_no_conflict(tracker):
+    settled(tracker, (A, {"shared": 1}, "2024"), (B, {"shared": 1}, "2025"))
+    assert list(tracker.conflicts()) == []
+
+
+def test_owners_that_want_other_parts_are_a_conflict(tracker):
+    tracker.want(A, {"shared": 1, "part of shared": 1}, "2024")
+    tracker.want(B, {"shared": 1, "part of shared": 2}, "2025")
+    assert list(tracker.conflicts()) == [("shared", A, B)]
+
+
+def test_an_agreement_that_is_left_is_a_conflict(tracker):
+    settled(tracker, (A, {"shared": 1}, "2024"), (B, {"shared": 1}, "2025"))
+    tracker.want(A, {"shared": 2}, "2024")
+    assert list(tracker.conflicts()) == [("shared", A, B)]
+
+
+def test_parts_go_with_what_they_are_part_of(tracker):
+    tracker.want(A, {"shared": 1}, "2024")
+    tracker.want(B, {"shared": 1, "part of shared": 2, "own": 2}, "2025")
+    assert tracker.changes()[1] == Change(B, {"own": 2}, {}, {})
+
+
+def test_nothing_is_written_when_the_next_one_wants_the_same(tracker):
+    settled(tracker, (A, {"shared": 1}, "2024"), (B, {"shared": 1}, "2025"))
+    tracker.want(A, {})
+    assert tracker.changes() == []
+    assert tracker.in_sync
+
+
+def test_what_the_last_owner_shared_goes(tracker):
+    settled(tracker, (A, {"shared": 1}, "2024"), (B, {"shared": 1}, "2025"))
+    tracker.want(A, {})
+    tracker.want(B, {})
+    assert [(c.put, c.drop) for c in tracker.changes()] == [({}, {"shared": 1})]
+
+
+def test_the_next_one_writes_what_it_wants_otherwise(tracker):
+    settled(
+        tracker,
+        (A, {"shared": "a", "part of shared": "a"}, "2024"),
+        (B, {"shared": "b"}, "2025"),
+    )
+    tracker.want(A, {})
+    assert tracker.changes() == [
+        Change(B, {"shared": "b"}, {"part of shared": "a"}, {"shared": "a"})
+    ]
 
 
 def test_a_conflict_ends_when_one_side_gives_in(tracker):
     tracker.want(A, {"shared": 1}, "2024")
     tracker.want(B, {"shared": 2}, "2025")
     tracker.want(B, {"other": 2}, "2025")
-    assert tracker.conflicts() == []
+    assert list(tracker.conflicts()) == []
 
 
 def test_an_older_newcomer_takes_the_key_over(tracker):
     settled(tracker, (B, {"shared": "b"}, "2025"))
     tracker.want(A, {"shared": "a"}, "2024")
-    assert tracker.changes() == [
-        Change(A, {"shared": "a"}, {}, {}),
-        Change(B, {}, {"shared": "b"}, {}),
-    ]
+    assert tracker.changes() == [Change(A, {"shared": "a"}, {}, {"shared": "b"})]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +280,7 @@ def test_the_next_one_takes_a_free_key_over(tracker, objects):
 def test_an_owner_that_was_made_anew_loses_its_rank(tracker):
     settled(tracker, (A, {"shared": "a"}, "2024"), (B, {"shared": "b"}, "2025"))
     tracker.want(A, {"shared": "a"}, "2026")
-    assert tracker.conflicts() == [("shared", B, A)]
+    assert list(tracker.conflicts()) == [("shared", B, A)]
 
 
 # --- reading back ---
@@ -277,6 +329,29 @@ def test_strays_that_went_by_themselves_are_forgotten(tracker):
     tracker.align(Kernel({"old": 1}, strays=["old"]))
     tracker.align(Kernel({}))
     assert tracker.changes() == []
+
+
+def test_strays_that_are_still_there_at_the_next_read_back_are_not_forgotten(tracker):
+    for _ in range(2):
+        tracker.align(Kernel({"old": 1}, strays=["old"]))
+    assert tracker.changes() == [Change(leftover("old"), {}, {"old": 1}, {})]
+    tracker.want(A, {"old": 2})
+    assert [change.owner for change in tracker.changes() if change.drop] == []
+
+
+def test_a_read_back_is_told_everything_before_it_is_asked(tracker):
+    """What is only right as a whole can be judged as a whole."""
+
+    class Whole(Kernel):
+        def strays(self, wanted):
+            assert [{"x": 1}, {"y": 1}] == sorted(map(dict, wanted), key=str)
+            self.objects = {"x": 1}
+            return {}
+
+    tracker.want(A, {"x": 1})
+    tracker.want(B, {"y": 1})
+    tracker.align(Whole({}))
+    assert tracker.changes() == [Change(B, {"y": 1}, {}, {})]
 
 
 def test_a_stray_that_is_wanted_again_is_not_dropped(tracker):
