@@ -18,7 +18,7 @@ from pykubeproxy.errors import ConfigError
 from pykubeproxy.model.addresses import canonical_cidr, canonical_ip
 from pykubeproxy.settings import GATES, LOCKED_GATES, SETTINGS, Given, Type
 
-__all__ = ["Command", "Config", "DetectLocalMode", "Document", "build", "load_file"]
+__all__ = ["Command", "Config", "DetectLocalMode", "Document", "IpvsConfig", "build", "load_file"]
 
 
 class Command(Enum):
@@ -36,6 +36,23 @@ class DetectLocalMode(Enum):
     NODE_CIDR = "NodeCIDR"
     BRIDGE_INTERFACE = "BridgeInterface"
     INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
+
+
+class IpvsConfig(Struct, frozen=True):
+    """What only ipvs mode asks for. Times are seconds; a timeout of 0 leaves the kernel's.
+
+    ``drain_seconds`` is how long connections to a removed endpoint may go on, 0 for ever.
+    ``falls_back``: where the kernel cannot do it, run in iptables mode; else exit.
+    """
+
+    scheduler: str = "rr"
+    exclude_cidrs: tuple[str, ...] = ()
+    strict_arp: bool = False
+    tcp_timeout_seconds: float = 0.0
+    tcp_fin_timeout_seconds: float = 0.0
+    udp_timeout_seconds: float = 0.0
+    drain_seconds: float = 30.0
+    falls_back: bool = True
 
 
 class Config(Struct, frozen=True):
@@ -68,6 +85,7 @@ class Config(Struct, frozen=True):
     sync_period_seconds: float = 30.0
     min_sync_period_seconds: float | None = None
     iptables_variant: str = "auto"  # auto, nft or legacy
+    ipvs: IpvsConfig = IpvsConfig()
     allow_external_ips: bool = True
     verbosity: int = 0
     log_format: str = "text"  # text or json
@@ -76,7 +94,7 @@ class Config(Struct, frozen=True):
 
 MODES = ("iptables", "ipvs", "nftables")
 # Valid modes that cannot run yet; taking a name out of here is all it takes to offer it.
-MODES_NOT_YET = frozenset({"ipvs", "nftables"})
+MODES_NOT_YET = frozenset({"nftables"})
 
 _CIDR = "write a CIDR such as 10.0.0.0/8 or fd00::/64"
 
@@ -103,11 +121,12 @@ class _Builder:
         self._notices = list(notices)
 
     def config(self) -> Config:
-        sync_period, min_sync_period = self._periods()
+        proxy_mode = self._mode()
+        sync_period, min_sync_period = self._periods("ipvs" if proxy_mode == "ipvs" else "iptables")
         mode = self._detect_local_mode()
         config = Config(
             command=self._command(),
-            mode=self._mode(),
+            mode=proxy_mode,
             node_name=self._node_name(),
             kubeconfig=self._text("clientConnection.kubeconfig"),
             master=self._text("--master"),
@@ -131,12 +150,13 @@ class _Builder:
             sync_period_seconds=sync_period,
             min_sync_period_seconds=min_sync_period,
             iptables_variant=self._choice("--iptables-variant", ("auto", "nft", "legacy")),
+            ipvs=self._ipvs() if proxy_mode == "ipvs" else self._ipvs_left(),
             allow_external_ips=self._gates()["AllowServiceExternalIPs"],
             verbosity=self._verbosity(),
             log_format=self._choice("logging.format", ("text", "json")),
         )
         self._check_sources(config)
-        self._note_unapplied()
+        self._note_unapplied(proxy_mode)
         if len(self._problems) == 1:
             raise ConfigError(*self._problems[0])
         if self._problems:
@@ -206,7 +226,7 @@ class _Builder:
         mode = self._choice("mode", MODES)
         # Cleaning up is the same for every mode, so it is never refused.
         if mode in MODES_NOT_YET and not self._bool("--cleanup"):
-            self._problem("mode", mode, "not part of this version yet; use iptables")
+            self._problem("mode", mode, "not part of this version yet; use ipvs or iptables")
         return mode
 
     def _node_name(self) -> str:
@@ -339,17 +359,51 @@ class _Builder:
             self._problem("iptables.masqueradeBit", bit, reason)
         return bit
 
-    def _periods(self) -> tuple[float, float | None]:
-        sync = self._seconds("iptables.syncPeriod")
-        minimum = self._seconds("iptables.minSyncPeriod")
+    def _periods(self, section: str) -> tuple[float, float | None]:
+        sync = self._seconds(f"{section}.syncPeriod")
+        minimum = self._seconds(f"{section}.minSyncPeriod")
         if sync <= 0:
-            self._problem("iptables.syncPeriod", sync, "must be greater than 0")
+            self._problem(f"{section}.syncPeriod", sync, "must be greater than 0")
         if minimum < 0:
-            self._problem("iptables.minSyncPeriod", minimum, "must be 0 or more")
+            self._problem(f"{section}.minSyncPeriod", minimum, "must be 0 or more")
         elif minimum > sync > 0:
-            longest = f"must not exceed iptables.syncPeriod ({format_duration(sync)})"
-            self._problem("iptables.minSyncPeriod", minimum, longest)
+            longest = f"must not exceed {section}.syncPeriod ({format_duration(sync)})"
+            self._problem(f"{section}.minSyncPeriod", minimum, longest)
         return sync, minimum or None
+
+    def _ipvs_left(self) -> IpvsConfig:
+        """What counts in other modes, where leftovers of ipvs mode are removed."""
+        given = map(canonical_cidr, self._texts("ipvs.excludeCIDRs"))
+        return IpvsConfig(exclude_cidrs=tuple(cidr[1] for cidr in given if cidr is not None))
+
+    def _ipvs(self) -> IpvsConfig:
+        fallback = self._choice("--ipvs-fallback", ("iptables", "fail"))
+        seconds = {
+            name: self._seconds(name)
+            for name in (
+                "ipvs.tcpTimeout",
+                "ipvs.tcpFinTimeout",
+                "ipvs.udpTimeout",
+                "--ipvs-drain-timeout",
+            )
+        }
+        for name, value in seconds.items():
+            if value < 0:
+                self._problem(name, value, "must be 0 or more")
+        scheduler = self._text("ipvs.scheduler").strip() or "rr"
+        if not (scheduler.isascii() and scheduler.isalnum() and len(scheduler) <= 15):
+            reason = "must be the name of an IPVS scheduler, such as rr, lc or mh"
+            self._problem("ipvs.scheduler", scheduler, reason)
+        return IpvsConfig(
+            scheduler=scheduler,
+            exclude_cidrs=self._cidrs("ipvs.excludeCIDRs", self._texts("ipvs.excludeCIDRs")),
+            strict_arp=self._bool("ipvs.strictARP"),
+            tcp_timeout_seconds=seconds["ipvs.tcpTimeout"],
+            tcp_fin_timeout_seconds=seconds["ipvs.tcpFinTimeout"],
+            udp_timeout_seconds=seconds["ipvs.udpTimeout"],
+            drain_seconds=seconds["--ipvs-drain-timeout"],
+            falls_back=fallback == "iptables",
+        )
 
     def _verbosity(self) -> int:
         verbosity = self._int("logging.verbosity")
@@ -388,9 +442,12 @@ class _Builder:
                     )
                 )
 
-    def _note_unapplied(self) -> None:
+    def _note_unapplied(self, mode: str) -> None:
         for name, given in self._given.items():
             setting = SETTINGS[name]
+            elsewhere = setting.modes and mode not in setting.modes
+            if elsewhere and given.value != setting.default and not self._bool("--cleanup"):
+                self._notices.append(f"{given.where} is not used in mode {mode}")
             if setting.unapplied and given.value not in (setting.default, *setting.harmless):
                 self._notices.append(
                     f"{given.where}={_shown(given.value, setting.type)} is understood but not "

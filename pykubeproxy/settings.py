@@ -51,6 +51,7 @@ class Setting(Struct, frozen=True):
     ``unapplied`` says what this version does not do with the setting, as the end of a sentence;
     empty where it is applied. ``harmless`` are values that ask for just that.
     ``zero_is_unset``: a zero in a document means the default (Go's defaulting cannot tell).
+    ``modes`` are the proxy modes that use it; empty: all.
     """
 
     type: Type
@@ -58,6 +59,7 @@ class Setting(Struct, frozen=True):
     unapplied: str = ""
     harmless: tuple[Value, ...] = ()
     zero_is_unset: bool = False
+    modes: tuple[str, ...] = ()
 
 
 class Given(Struct, frozen=True):
@@ -69,7 +71,6 @@ class Given(Struct, frozen=True):
 
 _CONNTRACK = "conntrack sysctls are left as they are; set them with sysctl.d on the node"
 _TIMEOUT = "conntrack timeouts are left as they are; set them with sysctl.d on the node"
-_IPVS = "only mode ipvs would use it, which is not part of this version yet"
 _NFTABLES = "only mode nftables would use it, which is not part of this version yet"
 _WINDOWS = "it is for Windows nodes"
 _RATE = "requests are not rate limited: a proxy sends four list and watch requests"
@@ -77,8 +78,13 @@ _CONTENT = "objects are always fetched as JSON"
 _LOG_STREAM = "logs go to standard error, unbuffered"
 
 
-def _seconds(default: float, unapplied: str = "", harmless: tuple[Value, ...] = ()) -> Setting:
-    return Setting(Type.SECONDS, default, unapplied, harmless, zero_is_unset=True)
+def _seconds(
+    default: float,
+    unapplied: str = "",
+    harmless: tuple[Value, ...] = (),
+    modes: tuple[str, ...] = (),
+) -> Setting:
+    return Setting(Type.SECONDS, default, unapplied, harmless, zero_is_unset=True, modes=modes)
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -107,19 +113,19 @@ SETTINGS: Mapping[str, Setting] = {
     "featureGates": Setting(Type.GATES, {}),
     "healthzBindAddress": Setting(Type.TEXT, ""),
     "hostnameOverride": Setting(Type.TEXT, ""),
-    "iptables.localhostNodePorts": Setting(Type.BOOL, True),
+    "iptables.localhostNodePorts": Setting(Type.BOOL, True, modes=("iptables",)),
     "iptables.masqueradeAll": Setting(Type.BOOL, False),
     "iptables.masqueradeBit": Setting(Type.INT, 14),
-    "iptables.minSyncPeriod": _seconds(0.0),
-    "iptables.syncPeriod": _seconds(30.0),
-    "ipvs.excludeCIDRs": Setting(Type.TEXTS, (), _IPVS),
-    "ipvs.minSyncPeriod": _seconds(0.0, _IPVS),
-    "ipvs.scheduler": Setting(Type.TEXT, "", _IPVS),
-    "ipvs.strictARP": Setting(Type.BOOL, False, _IPVS),
-    "ipvs.syncPeriod": _seconds(30.0, _IPVS),
-    "ipvs.tcpFinTimeout": _seconds(0.0, _IPVS),
-    "ipvs.tcpTimeout": _seconds(0.0, _IPVS),
-    "ipvs.udpTimeout": _seconds(0.0, _IPVS),
+    "iptables.minSyncPeriod": _seconds(0.0, modes=("iptables", "nftables")),
+    "iptables.syncPeriod": _seconds(30.0, modes=("iptables", "nftables")),
+    "ipvs.excludeCIDRs": Setting(Type.TEXTS, ()),
+    "ipvs.minSyncPeriod": _seconds(0.0, modes=("ipvs",)),
+    "ipvs.scheduler": Setting(Type.TEXT, "", modes=("ipvs",)),
+    "ipvs.strictARP": Setting(Type.BOOL, False, modes=("ipvs",)),
+    "ipvs.syncPeriod": _seconds(30.0, modes=("ipvs",)),
+    "ipvs.tcpFinTimeout": _seconds(0.0, modes=("ipvs",)),
+    "ipvs.tcpTimeout": _seconds(0.0, modes=("ipvs",)),
+    "ipvs.udpTimeout": _seconds(0.0, modes=("ipvs",)),
     "logging.flushFrequency": _seconds(5.0, _LOG_STREAM),
     "logging.format": Setting(Type.TEXT, "text"),
     "logging.options.json.infoBufferSize": Setting(Type.SIZE, "0", _LOG_STREAM),
@@ -148,6 +154,8 @@ SETTINGS: Mapping[str, Setting] = {
     "winkernel.sourceVip": Setting(Type.TEXT, "", _WINDOWS),
     "--boot-id-file": Setting(Type.TEXT, "", "it has no effect on proxying"),
     "--cleanup": Setting(Type.BOOL, False),
+    "--ipvs-drain-timeout": Setting(Type.SECONDS, 30.0, modes=("ipvs",)),
+    "--ipvs-fallback": Setting(Type.TEXT, "iptables", modes=("ipvs",)),
     "--config": Setting(Type.TEXT, ""),
     "--healthz-port": Setting(Type.INT, 10256),
     "--help": Setting(Type.BOOL, False),

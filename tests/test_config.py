@@ -72,9 +72,68 @@ def test_a_setting_reaches_its_field(given, field, expected):
 
 
 @pytest.mark.parametrize(
+    ("given", "field", "expected"),
+    [
+        pytest.param({}, "scheduler", "rr", id="scheduler by default"),
+        pytest.param(file(ipvs__scheduler=""), "scheduler", "rr", id="empty scheduler"),
+        pytest.param(file(ipvs__scheduler="mh"), "scheduler", "mh", id="scheduler"),
+        pytest.param(
+            file(ipvs__excludeCIDRs=("192.0.2.1/24",)), "exclude_cidrs", ("192.0.2.0/24",),
+            id="exclude",
+        ),
+        pytest.param(file(ipvs__strictARP=True), "strict_arp", True, id="ARP"),
+        pytest.param(file(ipvs__tcpTimeout=9.0), "tcp_timeout_seconds", 9.0, id="tcp"),
+        pytest.param(file(ipvs__tcpFinTimeout=9.0), "tcp_fin_timeout_seconds", 9.0, id="fin"),
+        pytest.param(file(ipvs__udpTimeout=9.0), "udp_timeout_seconds", 9.0, id="udp"),
+        pytest.param(flag("--ipvs-drain-timeout", 0.0), "drain_seconds", 0.0, id="drain"),
+        pytest.param(flag("--ipvs-fallback", "fail"), "falls_back", False, id="fallback"),
+    ],
+)  # fmt: skip
+def test_an_ipvs_setting_reaches_its_field(given, field, expected):
+    assert expected == getattr(build({**file(mode="ipvs"), **given}).ipvs, field)
+
+
+def test_each_mode_has_its_own_periods():
+    given = {**file(ipvs__syncPeriod=7.0, iptables__syncPeriod=8.0)}
+    assert [7.0, 8.0] == [
+        build({**given, **file(mode=mode)}).sync_period_seconds for mode in ("ipvs", "iptables")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "setting"),
+    [("iptables", "ipvs__scheduler"), ("ipvs", "iptables__localhostNodePorts")],
+)
+def test_a_setting_of_another_mode_is_noticed(mode, setting):
+    value = "lc" if setting == "ipvs__scheduler" else False
+    notices = build({**file(mode=mode), **file(**{setting: value})}).notices
+    assert [f"{setting.replace('__', '.')} is not used in mode {mode}"] == list(notices)
+
+
+@pytest.mark.parametrize(
     ("given", "problem"),
     [
-        pytest.param(file(mode="ipvs"), "mode: invalid value 'ipvs': not part of", id="ipvs"),
+        pytest.param(
+            file(mode="ipvs", ipvs__minSyncPeriod=60.0), "ipvs.minSyncPeriod: .*must not exceed",
+            id="ipvs min above max",
+        ),
+        pytest.param(
+            file(mode="ipvs", ipvs__tcpTimeout=-1.0), "ipvs.tcpTimeout: .*0 or more", id="timeout",
+        ),
+        pytest.param(
+            file(mode="ipvs", ipvs__excludeCIDRs=("10.0.0.0",)), "excludeCIDRs: .*valid CIDR",
+            id="exclude",
+        ),
+        pytest.param(
+            file(mode="ipvs", ipvs__scheduler="r r"), "name of an IPVS scheduler", id="scheduler",
+        ),
+        pytest.param(
+            {**file(mode="ipvs"), **flag("--ipvs-fallback", "no")}, "one of iptables, fail",
+            id="fallback",
+        ),
+        pytest.param(
+            {**file(mode="ipvs"), **flag("--ipvs-drain-timeout", -1.0)}, "0 or more", id="drain",
+        ),
         pytest.param(file(mode="nftables"), "not part of this version yet", id="nftables"),
         pytest.param(file(mode="userspace"), "must be one of iptables, ipvs, nftables", id="mode"),
         pytest.param(file(hostnameOverride="  "), "is blank", id="blank node name"),
