@@ -1,8 +1,8 @@
-"""As much raw netlink as the hot paths need: attributes, one request, one dump.
+"""As much raw netlink as the hot paths need: attributes, one request, one dump, one batch.
 
 pyroute2 spends 66 us on decoding one conntrack entry and loads for 0.2 s; a table of 100 000
 entries has to be read in well under a second. Everything rarer goes through pyroute2.
-Formats: linux/netlink.h, linux/netfilter/nfnetlink.h.
+Formats: linux/netlink.h, linux/genetlink.h, linux/netfilter/nfnetlink.h.
 """
 
 from __future__ import annotations
@@ -11,22 +11,32 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 __all__ = [
     "ACK",
     "CREATE",
     "EXCL",
+    "GENERIC",
     "NETFILTER",
+    "ROUTE",
+    "SMALL_READ",
     "Dump",
     "Netlink",
+    "Refusal",
+    "Request",
     "attribute",
     "attributes",
     "nested",
 ]
 
-NETFILTER = 12
+ROUTE, NETFILTER, GENERIC = 0, 12, 16
+
+Request = tuple[int, int, bytes]
+"""Message type, flags beyond NLM_F_REQUEST and NLM_F_ACK, body without the netlink header."""
 
 ACK = 0x4
 CREATE = 0x400
@@ -42,10 +52,26 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _ERRNO = struct.Struct("=i")
 
-# The kernel answers a dump in pieces as large as the largest read so far, up to 32 KiB.
+_SEQUENCE_MASK = 0xFFFFFFFF
+
+# linux/genetlink.h
+_GENERIC_CONTROL, _GET_FAMILY, _CONTROL_VERSION = 0x10, 3, 1
+_FAMILY_ID, _FAMILY_NAME = 1, 2
+
+# The kernel makes the pieces of a dump as large as the largest read so far, up to 32 KiB. Other
+# messages are small, but for a refusal that repeats the request.
 _READ_BYTES = 1 << 16
+SMALL_READ = 1 << 13
+"""What the kernel itself takes for the smallest safe read of a dump."""
+
+_WRITE_BYTES = 48 << 10  # below what a socket may send at once: net.core.wmem_default, 208 KiB
+_WRITE_MESSAGES = 256  # each may be refused, and an answer takes about 1 KiB of receive buffer
 _RECEIVE_BUFFER_BYTES = 1 << 21
 _TIMEOUT_SECONDS = 10.0
+
+# Not in the socket module: asm-generic/socket.h, linux/netlink.h
+_SO_RCVBUFFORCE = 33
+_SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -105,17 +131,30 @@ class Dump:
             raise OSError(-code, os.strerror(-code))
 
 
+class Refusal(NamedTuple):
+    """Why one request of several was refused, and what of it the kernel sent back."""
+
+    errno: int
+    body: bytes
+    """Empty, or the request's own body: ipset writes into it which line was wrong."""
+
+
 class Netlink:
     """A socket to one netlink family. For one thread at a time; use as a context manager.
+
+    *read_bytes* bounds one read. `SMALL_READ` makes many small dumps cheaper, since the kernel
+    prepares as much memory for each as the largest read so far could have taken.
 
     Every method raises OSError with the kernel's errno, ``TimeoutError`` when it stays silent.
     """
 
-    def __init__(self, protocol: int) -> None:
+    def __init__(self, protocol: int, read_bytes: int = _READ_BYTES) -> None:
+        self._read_bytes = read_bytes
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        _grow_receive_buffer(self._socket)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.settimeout(_TIMEOUT_SECONDS)
         self._socket.bind((0, 0))
         self.sequence = 0
@@ -129,6 +168,9 @@ class Netlink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
 
     def request(self, kind: int, flags: int, body: bytes) -> bytes:
@@ -151,10 +193,116 @@ class Netlink:
         self._send(kind, _DUMP, body)
         return Dump(self)
 
+    def batch(self, requests: Sequence[Request]) -> list[int]:
+        """Send many requests in few writes; return one errno per request, 0 for what is done.
+
+        The kernel works through them in this order and does not stop at a refusal. When the
+        socket itself fails (ENOBUFS: answers were lost), an exception is raised and it is
+        unknown which requests were done: look at the kernel's tables before trying again.
+        """
+        refusals = self.refusals(requests)
+        errors = [0] * len(requests)
+        for index, refusal in refusals.items():
+            errors[index] = refusal.errno
+        return errors
+
+    def refusals(self, requests: Sequence[Request]) -> Mapping[int, Refusal]:
+        """Like `batch`, but return what was refused by its position in *requests*.
+
+        A request that carries many entries is refused at its first wrong one: those before it
+        are done, those after it are not. `Refusal.body` tells which one it was.
+        """
+        found: dict[int, Refusal] = {}
+        start = 0
+        while start < len(requests):
+            start = self._write(requests, start, found)
+        return found
+
+    def family_id(self, name: str) -> int:
+        """Return the message type of a generic netlink family; the socket must be `GENERIC`.
+
+        The kernel gives the number out when the family appears, so it differs between boots.
+
+        Raises:
+            OSError: ENOENT: there is no such family; its module may not be loaded.
+        """
+        body = bytes((_GET_FAMILY, _CONTROL_VERSION, 0, 0))
+        body += attribute(_FAMILY_NAME, name.encode() + b"\0")
+        reply = self.request(_GENERIC_CONTROL, 0, body)
+        for kind, start, end in attributes(reply, 4, len(reply)):
+            if kind == _FAMILY_ID:
+                return int.from_bytes(reply[start:end], sys.byteorder)
+        raise OSError(errno.ENOENT, f"generic netlink family {name} has no id")
+
     def receive(self) -> bytes:
-        return self._socket.recv(_READ_BYTES)
+        return self._socket.recv(self._read_bytes)
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
-        self.sequence += 1
+        self.sequence = (self.sequence + 1) & _SEQUENCE_MASK
         header = _HEADER.pack(16 + len(body), kind, _REQUEST | flags, self.sequence, 0)
         self._socket.send(header + body)
+
+    def _write(self, requests: Sequence[Request], start: int, refusals: dict[int, Refusal]) -> int:
+        """Write as many requests as go together and read the answers; return where to go on.
+
+        Only the last asks for an acknowledgement: the kernel answers in order, within the write,
+        and tells of every refusal unasked.
+        """
+        parts: list[bytes] = []
+        first, size, end = self.sequence + 1, 0, start
+        while end < len(requests) and end - start < _WRITE_MESSAGES:
+            kind, flags, body = requests[end]
+            length = 16 + len(body)
+            if size + length > _WRITE_BYTES and size:
+                break
+            self.sequence = (self.sequence + 1) & _SEQUENCE_MASK
+            parts.append(_HEADER.pack(length, kind, _REQUEST | flags, self.sequence, 0))
+            parts.append(body + bytes(-length & 3))
+            size += length
+            end += 1
+        parts[-2] = _HEADER.pack(length, kind, _REQUEST | ACK | flags, self.sequence, 0)
+        self._socket.send(b"".join(parts))
+        while True:
+            position, refusal = self._answer(first)
+            if position < end - start:
+                if refusal is not None:
+                    refusals[start + position] = refusal
+                if position == end - start - 1:
+                    return end
+
+    def _answer(self, first: int) -> tuple[int, Refusal | None]:
+        """Read one answer: how far behind sequence number *first* it is, and if it is a refusal."""
+        try:
+            data = self.receive()
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                self._empty()
+            raise
+        length, _, _, sequence, _ = _HEADER.unpack_from(data, 0)
+        (code,) = _ERRNO.unpack_from(data, 16)
+        # Behind the errno: the header of the request, then its body if the kernel repeats it.
+        refusal = Refusal(-code, data[36:length]) if code < 0 else None
+        return (sequence - first) & _SEQUENCE_MASK, refusal
+
+    def _empty(self) -> None:
+        """Read until nothing is left; until then an overrun socket gets no more answers."""
+        self._socket.setblocking(False)
+        try:
+            while True:
+                try:
+                    self.receive()
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+        finally:
+            self._socket.settimeout(_TIMEOUT_SECONDS)
+
+
+def _grow_receive_buffer(target: socket.socket) -> None:
+    """Ask for room beyond net.core.rmem_max; without CAP_NET_ADMIN take what that allows."""
+    try:
+        target.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+    except PermissionError:
+        target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)

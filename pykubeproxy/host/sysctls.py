@@ -19,8 +19,10 @@ def read(name: str) -> int | None:
         return None
 
 
-def ensure(name: str, value: int) -> bool:
+def ensure(name: str, value: int, module: str = "") -> bool:
     """Make *name* hold *value*; return whether it had to be written.
+
+    *module* is the kernel module that brings the parameter, where there is one.
 
     Raises:
         HostError: the kernel has no such file or refuses the write, for example in a container
@@ -32,8 +34,10 @@ def ensure(name: str, value: int) -> bool:
     try:
         path.write_text(f"{value}\n", encoding="ascii")
     except OSError as error:
-        raise HostError(
-            f"cannot write {value} to {path}: {error.strerror}; run privileged, "
-            f"or set it on the node with: sysctl -w {name.replace('/', '.')}={value}"
-        ) from error
+        if module and isinstance(error, FileNotFoundError):
+            remedy = f"load what brings it: modprobe {module}"
+        else:
+            setting = f"{name.replace('/', '.')}={value}"
+            remedy = f"run privileged, or set it on the node with: sysctl -w {setting}"
+        raise HostError(f"cannot write {value} to {path}: {error.strerror}; {remedy}") from error
     return True

@@ -37,3 +37,14 @@ def test_another_value_is_written(root):
 def test_a_refusal_names_file_value_and_remedy(root):
     with pytest.raises(HostError, match=r"cannot write 1 to .*absent/y: No such file.*absent\.y=1"):
         sysctls.ensure("absent/y", 1)
+
+
+def test_what_a_module_brings_is_missing_without_it():
+    with pytest.raises(HostError, match=r"absent/y: No such file.*; load .*: modprobe ip_vs$"):
+        sysctls.ensure("absent/y", 1, "ip_vs")
+
+
+def test_a_refused_write_is_not_for_want_of_a_module(root):
+    (root / "net/dir").mkdir()
+    with pytest.raises(HostError, match=r"net/dir: Is a directory; run privileged"):
+        sysctls.ensure("net/dir", 1, "ip_vs")
