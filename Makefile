@@ -1,29 +1,35 @@
 # Everything runs in .venv, on a Debian-like machine, as root (network namespaces, netfilter).
 #
+# What needs IPVS boots a User-Mode Linux guest that has it, if the running kernel has not.
+#
 #   make demo    set up, then the real daemon on examples/ with real connections
 #   make test    set up, then every test: pure, API, kernel
+#   make guest   set up, then the tests that need a kernel with IPVS
 #   make check   set up, then ruff, mypy --strict, import-linter
 #
+# MODE        for make demo: iptables (unless said otherwise) or ipvs
 # PYTHON      the interpreter to build .venv with (3.11 or later)
 # KUBECONFIG  for make e2e-cluster: a cluster to run that suite against
 
+MODE ?= iptables
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PACKAGES := iptables iproute2 conntrack nfacct nftables python3-venv python3-dev gcc libc6-dev
-TOOLS := iptables-nft iptables-legacy ip conntrack nfacct nft gcc
+PACKAGES := iptables iproute2 ipset ipvsadm conntrack nfacct nftables user-mode-linux kmod \
+	python3-venv python3-dev gcc libc6-dev
+TOOLS := iptables-nft iptables-legacy ip ipset ipvsadm conntrack nfacct nft linux.uml modprobe gcc
 STAMP := $(VENV)/.stamp
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test check setup tools unit kernel cluster e2e-cluster golden bench format clean
+.PHONY: help demo test check setup tools unit kernel guest cluster e2e-cluster golden bench format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: setup
-	@$(SUDO) $(BIN)/python -m demo
+	@$(SUDO) $(BIN)/python -m demo --mode $(MODE)
 
 test: setup
 	$(SUDO) $(BIN)/python -m pytest tests e2e
@@ -33,6 +39,9 @@ unit: setup
 
 kernel: setup
 	$(SUDO) $(BIN)/python -m pytest e2e/kernel
+
+guest: setup
+	$(SUDO) $(BIN)/python -m pytest e2e/kernel/ipvs
 
 cluster: setup
 	$(SUDO) $(BIN)/python -m pytest e2e/cluster

@@ -14,22 +14,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 __all__ = ["main"]
 
+_REPOSITORY = Path(__file__).resolve().parents[1]
 _TOOLS = ("ip", "nsenter", "iptables-save", "iptables-restore")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = _parser().parse_args(arguments)
     # A root shell that came from plain `su` does not find the iptables tools.
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     if problem := _why_not_here():
         sys.stderr.write(f"demo: {problem}\n")
         return 2
+    from e2e.guest import has_ip_vs, in_guest
+
+    if options.mode == "ipvs" and not in_guest() and not has_ip_vs():
+        return _in_guest(arguments)
+    if in_guest() and options.variant == "auto":
+        options.variant = "legacy"  # the only one that works there
 
     from demo.screen import Screen
     from demo.stage import Stage, Unmet
@@ -63,11 +72,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _in_guest(arguments: Sequence[str]) -> int:
+    """Run this program once more, on a kernel that has IPVS; returns its exit status."""
+    from e2e.guest import GuestError, run, why_not_here
+
+    if problem := why_not_here():
+        sys.stderr.write(f"demo: {problem}\n")
+        return 2
+    try:
+        return run([sys.executable, "-m", "demo", *arguments], cwd=_REPOSITORY)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ndemo: interrupted; everything it made has been removed\n")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except GuestError as error:
+        sys.stderr.write(f"\ndemo: {error}\n")
+        return 1
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m demo",
         description="A node, five pods and a client in network namespaces, the real daemon on "
         "examples/, and real connections that show what it does.",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("iptables", "ipvs"),
+        default="iptables",
+        help="how the daemon proxies (default: iptables); for ipvs, a guest with a kernel that "
+        "has it is booted if the running one has not",
     )
     parser.add_argument(
         "--variant",
