@@ -28,8 +28,14 @@ from pykubeproxy.iptables.objects import (
     SharedChain,
     TailRule,
 )
+from pykubeproxy.iptables.shared import (
+    forward_rules,
+    mark_masq_rules,
+    pod_match,
+    postrouting_rules,
+)
 from pykubeproxy.model.kinds import Action, Family, FrontendKind, Masquerade, Pool
-from pykubeproxy.model.node import NodeContext, PodCIDR, PodInterface, PodInterfacePrefix
+from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.route import Endpoint, Frontend, Route, Verdict
 
 __all__ = ["INVALID_COUNTER", "LOCALHOST_COUNTER", "IptablesCompiler", "XtablesSettings"]
@@ -72,8 +78,11 @@ class IptablesCompiler:
         self._settings = settings
         self._endpoint_comments = True
 
-    def exclusive(self, key: Key) -> bool:
-        return isinstance(key, DispatchRule)
+    def claim(self, key: Key) -> Key | None:
+        return key if isinstance(key, DispatchRule) else None
+
+    def problems(self, route: Route) -> tuple[str, ...]:
+        return ()
 
     def resize(self, endpoint_count: int) -> None:
         # As in kube-proxy, crossing the limit leaves the rules of untouched Services alone.
@@ -92,15 +101,12 @@ class IptablesCompiler:
             ("nat", NODEPORTS),
         ):
             objects[SharedChain(table, chain)] = ()
-        mark = f"0x{settings.masquerade_mark:08x}"
-        objects[Chain("nat", POSTROUTING)] = (
-            f"-m mark ! --mark {mark}/{mark} -j RETURN",
-            f"-j MARK --xor-mark {mark}",
-            '-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE'
-            + (" --random-fully" if settings.random_fully else ""),
+        mark = settings.masquerade_mark
+        objects[Chain("nat", POSTROUTING)] = postrouting_rules(
+            mark, random_fully=settings.random_fully
         )
-        objects[Chain("nat", MARK_MASQ)] = (f"-j MARK --or-mark {mark}",)
-        objects[Chain("filter", FORWARD)] = _forward_rules(settings, mark)
+        objects[Chain("nat", MARK_MASQ)] = mark_masq_rules(mark)
+        objects[Chain("filter", FORWARD)] = (*_invalid_rules(settings), *forward_rules(mark))
         if settings.localhost_nodeports:
             # With route_localnet a neighbour could reach services bound to 127.0.0.1.
             objects[Chain("filter", FIREWALL)] = (
@@ -120,17 +126,11 @@ class IptablesCompiler:
         return _RouteCompiler(route, node, self._settings, self._endpoint_comments).objects
 
 
-def _forward_rules(settings: XtablesSettings, mark: str) -> Rules:
-    rules = [
-        '-m comment --comment "kubernetes forwarding rules" '
-        f"-m mark --mark {mark}/{mark} -j ACCEPT",
-        '-m comment --comment "kubernetes forwarding conntrack rule" '
-        "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-    ]
-    if settings.drop_invalid:
-        counter = f"-m nfacct --nfacct-name {INVALID_COUNTER} " if settings.count_invalid else ""
-        rules.insert(0, f"-m conntrack --ctstate INVALID {counter}-j DROP")
-    return tuple(rules)
+def _invalid_rules(settings: XtablesSettings) -> Rules:
+    if not settings.drop_invalid:
+        return ()
+    counter = f"-m nfacct --nfacct-name {INVALID_COUNTER} " if settings.count_invalid else ""
+    return (f"-m conntrack --ctstate INVALID {counter}-j DROP",)
 
 
 def _nodeport_tails(settings: XtablesSettings, node: NodeContext) -> list[str]:
@@ -451,13 +451,6 @@ class _RouteCompiler:
         return name
 
     def _pods(self, *, inverted: bool) -> str:
-        no = "! " if inverted else ""
-        match self._node.pod_traffic:
-            case PodCIDR(cidr):
-                return f"{no}-s {cidr}"
-            case PodInterface(name):
-                return f"{no}-i {name}"
-            case PodInterfacePrefix(prefix):
-                return f"{no}-i {prefix}+"
-            case None:
-                raise AssertionError("asked how to tell pods where nothing tells them")
+        pods = self._node.pod_traffic
+        assert pods is not None, "asked how to tell pods where nothing tells them"
+        return pod_match(pods, inverted=inverted)

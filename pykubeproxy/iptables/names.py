@@ -14,12 +14,18 @@ __all__ = [
     "EXTERNAL_SERVICES",
     "FIREWALL",
     "FORWARD",
+    "IPVS_CHAINS",
+    "IPVS_FILTER",
+    "IPVS_OUT_FILTER",
+    "LOAD_BALANCER",
     "MARK_MASQ",
     "NODEPORTS",
+    "NODE_PORT",
     "POSTROUTING",
     "PROXY_FIREWALL",
     "SERVICES",
     "SERVICE_CHAIN_PREFIXES",
+    "SOURCE_RANGES_FIREWALL",
     "endpoint_hash",
     "is_service_chain",
     "port_hash",
@@ -37,12 +43,32 @@ FIREWALL = "KUBE-FIREWALL"
 CANARY = "KUBE-PROXY-CANARY"
 CANARY_TABLES = ("mangle", "nat", "filter")
 
+NODE_PORT = "KUBE-NODE-PORT"
+LOAD_BALANCER = "KUBE-LOAD-BALANCER"
+SOURCE_RANGES_FIREWALL = "KUBE-SOURCE-RANGES-FIREWALL"
+IPVS_FILTER = "KUBE-IPVS-FILTER"
+IPVS_OUT_FILTER = "KUBE-IPVS-OUT-FILTER"
+
+IPVS_CHAINS: dict[str, tuple[str, ...]] = {
+    "nat": (NODE_PORT, LOAD_BALANCER),
+    "filter": (NODE_PORT, SOURCE_RANGES_FIREWALL, IPVS_FILTER, IPVS_OUT_FILTER),
+}
+"""The chains that only ipvs mode has, per table."""
+
 BASE_CHAINS: dict[str, tuple[str, ...]] = {
-    "nat": (SERVICES, NODEPORTS, POSTROUTING, MARK_MASQ, CANARY),
-    "filter": (SERVICES, EXTERNAL_SERVICES, FORWARD, NODEPORTS, PROXY_FIREWALL, CANARY),
+    "nat": (SERVICES, NODEPORTS, POSTROUTING, MARK_MASQ, CANARY, *IPVS_CHAINS["nat"]),
+    "filter": (
+        *(SERVICES, EXTERNAL_SERVICES, FORWARD, NODEPORTS, PROXY_FIREWALL, CANARY),
+        *IPVS_CHAINS["filter"],
+    ),
     "mangle": (CANARY,),
 }
-"""The chains that are ours alone, per table, service chains apart."""
+"""The chains that are ours alone in one mode or another, per table, service chains apart.
+
+ipvs mode shares with iptables mode the names KUBE-SERVICES, KUBE-POSTROUTING and KUBE-MARK-MASQ
+of nat, and KUBE-FORWARD and KUBE-PROXY-FIREWALL of filter. Not here, because kubelet's:
+KUBE-FIREWALL, KUBE-MARK-DROP, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT.
+"""
 
 SERVICE_CHAIN_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-")
 

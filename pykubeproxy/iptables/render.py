@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from pykubeproxy.iptables.names import CANARY_TABLES
+from pykubeproxy.iptables.names import (
+    CANARY_TABLES,
+    IPVS_CHAINS,
+    LOAD_BALANCER,
+    MARK_MASQ,
+    NODE_PORT,
+    NODEPORTS,
+    PROXY_FIREWALL,
+    SOURCE_RANGES_FIREWALL,
+    is_service_chain,
+)
 from pykubeproxy.iptables.objects import (
     Chain,
     DispatchRule,
@@ -31,7 +41,16 @@ TABLES = ("filter", "nat", "mangle")
 
 assert set(CANARY_TABLES) == set(TABLES)
 
-_LEVELS = {"KUBE-SEP": 0, "KUBE-SVC": 1, "KUBE-SVL": 1, "KUBE-EXT": 2, "KUBE-FW-": 3}
+_LEVELS = {"KUBE-FW-": 4, "KUBE-EXT": 3, "KUBE-SVC": 2, "KUBE-SVL": 2, "KUBE-SEP": 1}
+"""Of chains of Services: each only jumps to lower ones, and all of them to KUBE-MARK-MASQ (0)."""
+_MIDDLE_LEVEL = 5
+"""Of chains that fixed chains jump to, and that may jump to those of Services."""
+_TOP_LEVEL = 6
+_RULE_LEVEL = 7
+"""Of rules in chains that are not ours: the way in goes before where it leads to."""
+
+_MIDDLE = (NODEPORTS, NODE_PORT, LOAD_BALANCER, SOURCE_RANGES_FIREWALL)
+_IPVS_FIREWALL = frozenset(Chain("filter", name) for name in IPVS_CHAINS["filter"])
 
 
 def plan(
@@ -44,35 +63,81 @@ def plan(
     *chains_per_transaction* (``None``: no limit) cut between owners where possible; then
     everything that directs traffic to them, at once; then removals. Interrupted anywhere, that
     leaves unreachable chains, never a jump into the void. Batches because the nf_tables tools
-    take time quadratic in the chains of one run.
+    take time quadratic in the chains of one run. Chains that were left over come last and apart:
+    where one cannot go (somebody's own chain jumps to it), no other change waits for it.
+
+    When the mode changes, a packet always meets one mode or the other, never none:
+
+    * iptables to ipvs. Virtual servers and their addresses are there before, and unused: nat
+      rewrites the destination before IPVS looks. Filter gains the rules of ipvs mode, which
+      concern only packets for an address of the dummy device, and those that nat does not
+      redirect now are refused or dropped then as well. One commit of nat replaces KUBE-SERVICES
+      and KUBE-POSTROUTING: from then on packets keep their destination, are the node's own, and
+      IPVS takes them. Known connections keep their translation, which conntrack remembers. Only
+      then go filter's KUBE-SERVICES and KUBE-EXTERNAL-SERVICES with the jumps to them (a refusal
+      in both modes, or one that now comes too early), and the chains of Services, which nothing
+      reaches since that commit.
+    * ipvs to iptables. Chains of Services are filled first, and nothing reaches them.
+      KUBE-MARK-MASQ among them, which says the same in both modes, but not KUBE-POSTROUTING,
+      whose rule for pods that meet themselves is needed as long as IPVS has the packets. One
+      commit of nat redirects everything at PREROUTING and OUTPUT, before IPVS. Filter's
+      KUBE-PROXY-FIREWALL must wait for it: in iptables mode it drops whatever still has the
+      address of a restricted load balancer, which in ipvs mode is all of its traffic (see
+      `_at_once`). Chains that match sets go last, and the sets, virtual servers and addresses
+      after them.
     """
     changes = sorted(changes, key=_precedence)
     before: list[IptablesTransaction] = []
-    after: list[IptablesTransaction] = []
     rest = changes
-    if chains_per_transaction is not None:
-        if sum(map(_service_chains_put, changes)) > chains_per_transaction:
-            rest = [_part(c, lambda key: not _is_leaf(key), drops=True) for c in rest]
-            leaves = [_part(c, _is_leaf, drops=False) for c in changes]
-            before = list(_batches(leaves, chains_per_transaction))
-        if sum(map(_chains_dropped, changes)) > chains_per_transaction:
-            removals = [_only_chain_drops(c) for c in changes]
-            rest = [_without_chain_drops(c) for c in rest]
-            after = list(_batches(removals, chains_per_transaction))
-    return [*before, *_at_once(rest), *after]
+    limit = chains_per_transaction
+    if limit is not None and sum(map(_leaves_put, changes)) > limit:
+        rest = [_part(c, lambda key: not _is_leaf(key), drops=True) for c in rest]
+        before = list(_batches([_part(c, _is_leaf, drops=False) for c in changes], limit))
+    later = [c for c in changes if is_leftover(c.owner)]
+    if limit is not None and sum(map(_chains_dropped, changes)) > limit:
+        later = changes
+    apart = {c.owner for c in later}
+    rest = [_without_chain_drops(c) if c.owner in apart else c for c in rest]
+    after = list(_batches([_only_chain_drops(c) for c in later], limit))
+    return [*before, *_at_once(rest, _replaces_ipvs(changes)), *after]
 
 
-def _at_once(changes: Sequence[IptablesChange]) -> Iterator[IptablesTransaction]:
+def _at_once(
+    changes: Sequence[IptablesChange], firewall_later: bool
+) -> Iterator[IptablesTransaction]:
     """One transaction per table, and filter's removals after nat.
 
     A refusal in filter counts only for what nat did not redirect. So it comes before nat's jump
-    goes, and goes after nat's jump came: no new connection finds neither of them.
+    goes, and goes after nat's jump came: no new connection finds neither of them. With
+    *firewall_later* KUBE-PROXY-FIREWALL is rewritten after nat, together with the removal of the
+    jumps that send it more than new connections.
     """
     filters = [_of_table(c, "filter") for c in changes]
-    yield from _transaction("filter", [_only_puts(c) for c in filters])
+    sooner = [_only_puts(c) for c in filters]
+    later = [_only_drops(c) for c in filters]
+    if firewall_later:
+        sooner = [_part(c, lambda key: not _is_firewall(key), drops=False) for c in filters]
+        later = [_part(c, _is_firewall, drops=True) for c in filters]
+    yield from _transaction("filter", sooner)
     yield from _transaction("nat", [_of_table(c, "nat") for c in changes])
     yield from _transaction("mangle", [_of_table(c, "mangle") for c in changes])
-    yield from _transaction("filter", [_only_drops(c) for c in filters])
+    yield from _transaction("filter", later)
+
+
+def _replaces_ipvs(changes: Iterable[IptablesChange]) -> bool:
+    return any(not _IPVS_FIREWALL.isdisjoint(c.drop) for c in changes)
+
+
+def _is_firewall(key: Key) -> bool:
+    match key:
+        case SharedChain(_, name) | Chain(_, name):
+            return name == PROXY_FIREWALL
+        case DispatchRule(_, chain, _):
+            return chain == PROXY_FIREWALL
+        case Jump(_, _, target):
+            return target == PROXY_FIREWALL
+        case TailRule() | Presence():
+            return False
 
 
 def _transaction(table: str, changes: Iterable[IptablesChange]) -> Iterator[IptablesTransaction]:
@@ -160,14 +225,25 @@ def _precedence(change: IptablesChange) -> tuple[bool, int]:
 
 
 def _is_leaf(key: Key) -> bool:
-    return isinstance(key, Chain) and key.table == "nat"
+    """Only rules of ours lead to it, and it leads nowhere but to its like."""
+    return (
+        isinstance(key, Chain)
+        and key.table == "nat"
+        and (key.name == MARK_MASQ or is_service_chain(key.name))
+    )
 
 
 def _level(key: Key) -> int:
-    return _LEVELS.get(key.name[:8], 0) if isinstance(key, Chain) else 0
+    if not isinstance(key, Chain):
+        return _RULE_LEVEL
+    if is_service_chain(key.name):
+        return _LEVELS[key.name[:8]]
+    if key.name == MARK_MASQ:
+        return 0
+    return _MIDDLE_LEVEL if key.name in _MIDDLE else _TOP_LEVEL
 
 
-def _service_chains_put(change: IptablesChange) -> int:
+def _leaves_put(change: IptablesChange) -> int:
     return sum(1 for key in change.put if _is_leaf(key))
 
 
@@ -210,7 +286,7 @@ def _of_table(change: IptablesChange, table: str) -> IptablesChange:
 
 
 def _batches(
-    changes: Iterable[IptablesChange], chains_per_transaction: int
+    changes: Iterable[IptablesChange], chains_per_transaction: int | None
 ) -> Iterator[IptablesTransaction]:
     """Group per table, cutting between owners, or inside one that is larger than a batch."""
     for table in TABLES:
@@ -219,7 +295,7 @@ def _batches(
         for change in changes:
             for piece in _pieces(_of_table(change, table), chains_per_transaction):
                 size = len(piece.put) + len(piece.drop)
-                if batch and count + size > chains_per_transaction:
+                if batch and _exceeds(count + size, chains_per_transaction):
                     yield Transaction(table, tuple(batch))
                     batch, count = [], 0
                 batch.append(piece)
@@ -228,12 +304,16 @@ def _batches(
             yield Transaction(table, tuple(batch))
 
 
-def _pieces(change: IptablesChange, most: int) -> Iterator[IptablesChange]:
+def _exceeds(count: int, most: int | None) -> bool:
+    return most is not None and count > most
+
+
+def _pieces(change: IptablesChange, most: int | None) -> Iterator[IptablesChange]:
     """Cut an owner with more than *most* chains, so that no piece jumps to a later one.
 
     Chains are put from the endpoints up, and dropped from the top down.
     """
-    if len(change.put) + len(change.drop) <= most:
+    if most is None or len(change.put) + len(change.drop) <= most:
         if change.put or change.drop:
             yield change
         return

@@ -874,7 +874,7 @@ def test_services_compete_for_address_port_and_protocol(one, other, expected):
             external_ips=["203.0.113.2"],
             ports=[port(number, "", protocol)],
         )
-        return {k for k in objects(svc) if IptablesCompiler(SETTINGS).exclusive(k)}
+        return {k for k in objects(svc) if IptablesCompiler(SETTINGS).claim(k)}
 
     assert expected is bool(keys("a", **one) & keys("b", **other))
 
@@ -882,7 +882,7 @@ def test_services_compete_for_address_port_and_protocol(one, other, expected):
 def test_services_compete_for_node_ports():
     def keys(name):
         svc = service(name, cluster_ip=f"10.96.0.{ord(name)}", ports=[port(80, node_port=30080)])
-        return {k for k in objects(svc) if IptablesCompiler(SETTINGS).exclusive(k)}
+        return {k for k in objects(svc) if IptablesCompiler(SETTINGS).claim(k)}
 
     assert len(keys("a") & keys("b")) == 1
 

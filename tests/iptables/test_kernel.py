@@ -229,11 +229,6 @@ def learned(later, wanted=WANTED):
 
 
 @pytest.mark.parametrize("key", WANTED, ids=lambda key: type(key).__name__)
-def test_what_was_never_learned_is_not_held(key):
-    assert not dataplane(Script(listing())).observe().holds(key, WANTED[key])
-
-
-@pytest.mark.parametrize("key", WANTED, ids=lambda key: type(key).__name__)
 def test_what_reads_as_learned_is_held(key):
     assert learned(listing()).holds(key, WANTED[key])
 
@@ -290,7 +285,6 @@ def test_another_value_than_the_learned_one_is_not_held():
 @pytest.mark.parametrize(
     ("put", "key"),
     [
-        pytest.param({SVC_A: ("-j ACCEPT",)}, SVC_A, id="chain"),
         pytest.param({RULE: ("-j KUBE-SVC-A",)}, SERVICES, id="shared chain of a rule"),
         pytest.param({TAIL: ("-j X",)}, SERVICES, id="shared chain of a tail"),
     ],
@@ -331,6 +325,105 @@ def test_a_presence_needs_no_learning(table, name, expected):
     assert expected is observation.holds(Presence(table, name), ())
 
 
+# --- what reads as iptables-save would print it needs no learning ---
+
+MASQ = Chain("nat", "KUBE-SVC-A")
+MASQ_RULES = ("-j MARK --or-mark 0x00004000", "-m comment --comment web -s 10.0.0.1 -j RETURN")
+MASQ_PRINTED = (
+    "-A KUBE-SVC-A -j MARK --set-xmark 0x4000/0x4000\n"
+    "-A KUBE-SVC-A -s 10.0.0.1/32 -m comment --comment web -j RETURN"
+)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        pytest.param(MASQ_PRINTED, True, id="as printed"),
+        pytest.param("\n".join(MASQ_PRINTED.split("\n")[::-1]), False, id="another order"),
+        pytest.param(f"{MASQ_PRINTED}\n-A KUBE-SVC-A -j DROP", False, id="a rule too many"),
+        pytest.param(MASQ_PRINTED.split("\n")[0], False, id="a rule too few"),
+        pytest.param(MASQ_PRINTED.replace("web", "wEb"), False, id="another rule"),
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_a_chain_is_held_if_its_text_is_what_is_wanted(printed, expected):
+    observation = dataplane(Script(listing(svc=printed))).observe()
+    assert expected is observation.holds(MASQ, MASQ_RULES)
+
+
+def test_a_rule_in_words_that_we_never_write_is_not_held():
+    observation = dataplane(Script(listing(svc="-A KUBE-SVC-A -m other -j DROP"))).observe()
+    assert not observation.holds(SVC_A, ("--unheard-of -j DROP",))
+
+
+OTHER = DispatchRule("nat", "KUBE-SERVICES", "tcp 10.96.0.2 80")
+COUNTED = DispatchRule("nat", "KUBE-SERVICES", "tcp node port 30080")
+
+
+def services(*rules):
+    return listing(services="\n".join(f"-A KUBE-SERVICES {rule}" for rule in rules))
+
+
+ALL = {
+    SERVICES: (),
+    RULE: ("-j KUBE-SVC-A",),
+    OTHER: ("-d 10.96.0.2 -j KUBE-SVC-A",),
+    COUNTED: ("-p tcp -j A", "-p udp -j B"),
+    TAIL: ("-j X",),
+}
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        pytest.param(
+            ["-j KUBE-SVC-A", "-d 10.96.0.2/32 -j KUBE-SVC-A", "-p tcp -j A", "-p udp -j B",
+             "-j X"], True, id="as wanted"),
+        pytest.param(
+            ["-p tcp -j A", "-d 10.96.0.2/32 -j KUBE-SVC-A", "-p udp -j B", "-j KUBE-SVC-A",
+             "-j X"], True, id="owners in another order"),
+        pytest.param(
+            ["-j KUBE-SVC-A", "-d 10.96.0.2/32 -j KUBE-SVC-A", "-p udp -j B", "-p tcp -j A",
+             "-j X"], False, id="one owner's rules in another order"),
+        pytest.param(
+            ["-j X", "-j KUBE-SVC-A", "-d 10.96.0.2/32 -j KUBE-SVC-A", "-p tcp -j A",
+             "-p udp -j B"], False, id="the tail is not last"),
+        pytest.param(
+            ["-j KUBE-SVC-A", "-j KUBE-SVC-A", "-d 10.96.0.2/32 -j KUBE-SVC-A", "-p tcp -j A",
+             "-p udp -j B", "-j X"], False, id="a rule twice"),
+        pytest.param(
+            ["-j KUBE-SVC-A", "-j KUBE-SVC-A", "-p tcp -j A", "-p udp -j B", "-j X"], False,
+            id="a rule twice instead of another"),
+        pytest.param(
+            ["-j KUBE-SVC-A", "-d 10.96.0.2/32 -j KUBE-SVC-A", "-p tcp -j A", "-p udp -j B",
+             "-j Y", "-j X"], False, id="a rule of somebody else's"),
+        pytest.param(
+            ["-j KUBE-SVC-A", "-p tcp -j A", "-p udp -j B", "-j X"], False, id="a rule missing"),
+        pytest.param([], False, id="empty"),
+    ],
+)  # fmt: skip
+def test_a_shared_chain_is_held_with_all_its_rules_or_not_at_all(printed, expected):
+    observation = dataplane(Script(services(*printed))).observe()
+    observation.strays([ALL])
+    assert dict.fromkeys(ALL, expected) == {k: observation.holds(k, v) for k, v in ALL.items()}
+
+
+def test_a_shared_chain_is_not_held_before_all_that_is_wanted_was_told():
+    observation = dataplane(Script(listing())).observe()
+    assert not observation.holds(SERVICES, ())
+    assert not observation.holds(RULE, WANTED[RULE])
+
+
+def test_what_is_noted_counts_where_something_else_is_wanted_by_now():
+    observation = dataplane(Script(listing())).observe()
+    observation.strays([WANTED | {RULE: ("-j KUBE-SVC-B",)}, WANTED])
+    assert observation.holds(RULE, WANTED[RULE])
+    assert not observation.holds(RULE, ("-j KUBE-SVC-B",))
+
+
+# --- strays ---
+
+
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
@@ -339,7 +432,103 @@ def test_a_presence_needs_no_learning(table, name, expected):
     ],
 )
 def test_strays_are_service_chains_that_nobody_wants(wanted, expected):
-    assert expected == list(dataplane(Script(listing())).observe().strays(wanted))
+    result = listing(services="")
+    assert expected == list(dataplane(Script(result)).observe().strays([{SERVICES: ()}, *wanted]))
+
+
+def saved(**tables):
+    """A listing: per table rule lines, and chain names without rules."""
+    lines = []
+    for table, body in tables.items():
+        builtin = ("INPUT", "FORWARD", "OUTPUT")
+        chains = dict.fromkeys(
+            line.split()[1] if line.startswith("-A") else line
+            for line in body
+            if line not in builtin
+        )
+        lines += [f"*{table}", *(f":{c} ACCEPT [0:0]" for c in builtin)]
+        lines += [f":{chain} - [0:0]" for chain in chains if chain not in builtin]
+        lines += [*(line for line in body if line.startswith("-A")), "COMMIT"]
+    return Finished(0, "\n".join([*lines, ""]).encode(), b"")
+
+
+NEW_STATE = "-m conntrack --ctstate NEW "
+WALL = '-m comment --comment "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL'
+IPVS_WALL = '-m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL'
+ACCESS = '-m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER'
+WALLS = {
+    SharedChain("filter", "KUBE-PROXY-FIREWALL"): (),
+    Jump("filter", "INPUT", "KUBE-PROXY-FIREWALL"): (NEW_STATE + WALL,),
+}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        pytest.param(["KUBE-IPVS-FILTER"], [Chain("filter", "KUBE-IPVS-FILTER")], id="a chain"),
+        pytest.param(
+            [f"-A INPUT {ACCESS}", "KUBE-IPVS-FILTER"],
+            [(("INPUT", ACCESS), 1), Chain("filter", "KUBE-IPVS-FILTER")],
+            id="a chain and the jump to it"),
+        pytest.param(
+            [f"-A INPUT {ACCESS}", f"-A INPUT {ACCESS}", "KUBE-IPVS-FILTER"],
+            [(("INPUT", ACCESS), 2), Chain("filter", "KUBE-IPVS-FILTER")],
+            id="the same jump twice"),
+        pytest.param(
+            ["-A INPUT -i eth1 -j KUBE-IPVS-FILTER", "KUBE-IPVS-FILTER"],
+            [(("INPUT", "-i eth1 -j KUBE-IPVS-FILTER"), 1), Chain("filter", "KUBE-IPVS-FILTER")],
+            id="somebody's own jump to a chain that goes"),
+        pytest.param(
+            [f"-A INPUT {NEW_STATE}{WALL}", "KUBE-PROXY-FIREWALL"], [], id="the wanted jump"),
+        pytest.param(
+            [f"-A INPUT {NEW_STATE}{WALL}", f"-A INPUT {IPVS_WALL}", "KUBE-PROXY-FIREWALL"],
+            [(("INPUT", IPVS_WALL), 1)],
+            id="the other mode's jump to a chain that stays"),
+        pytest.param(
+            [f"-A INPUT {IPVS_WALL}", "KUBE-PROXY-FIREWALL"],
+            [(("INPUT", IPVS_WALL), 1)],
+            id="the other mode's jump alone"),
+        pytest.param(
+            [f"-A OUTPUT {NEW_STATE}{WALL}", "KUBE-PROXY-FIREWALL"],
+            [(("OUTPUT", NEW_STATE + WALL), 1)],
+            id="a jump from where only the other mode has one"),
+        pytest.param(
+            [f"-A INPUT {NEW_STATE}{WALL}", "-A INPUT -i eth1 -j KUBE-PROXY-FIREWALL",
+             "-A FORWARD -j KUBE-PROXY-FIREWALL", "KUBE-PROXY-FIREWALL"],
+            [], id="somebody's own jumps to a chain that stays"),
+        pytest.param(
+            ["-A INPUT -j KUBE-FIREWALL", "KUBE-FIREWALL", "KUBE-MARK-DROP", "KUBE-KUBELET-CANARY",
+             "THEIRS", "KUBE-SVC-IN-FILTER", "KUBE-PROXY-FIREWALL"],
+            [], id="chains of kubelet and others"),
+        pytest.param(
+            ["-A THEIRS -j KUBE-IPVS-FILTER", "KUBE-IPVS-FILTER", "KUBE-PROXY-FIREWALL"],
+            [Chain("filter", "KUBE-IPVS-FILTER")], id="a jump in somebody's chain stays"),
+        pytest.param(
+            ["KUBE-PROXY-CANARY", "KUBE-PROXY-FIREWALL"],
+            [Chain("filter", "KUBE-PROXY-CANARY")], id="a canary where the mode has none"),
+    ],
+)  # fmt: skip
+def test_strays_are_what_another_mode_left(lines, expected):
+    strays = dataplane(By(saved(filter=lines), **{"-C": NO_CHAIN})).observe().strays([WALLS])
+    wanted = {}
+    for each in expected:
+        if isinstance(each, Chain):
+            wanted[each] = ()
+        else:
+            (chain, rule), count = each
+            wanted[DispatchRule("filter", chain, rule)] = (rule,) * count
+    assert wanted == strays
+
+
+def test_a_canary_that_is_wanted_is_no_stray():
+    observation = dataplane(Script(saved(mangle=["KUBE-PROXY-CANARY"]))).observe()
+    assert observation.strays([{Presence("mangle", "KUBE-PROXY-CANARY"): ()}]) == {}
+
+
+def test_a_jump_that_may_be_the_wanted_one_in_other_words_stays():
+    """Removing it could remove the only way in."""
+    runner = By(saved(filter=[f"-A INPUT {WALL}", "KUBE-PROXY-FIREWALL"]), **{"-C": DONE})
+    assert dataplane(runner).observe().strays([WALLS]) == {}
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import pytest
 
+from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
 from pykubeproxy.iptables.names import (
     BASE_CHAINS,
     CANARY_TABLES,
     FIREWALL,
+    IPVS_CHAINS,
     endpoint_hash,
     is_service_chain,
     port_hash,
 )
-from pykubeproxy.model.kinds import Protocol
+from pykubeproxy.iptables.objects import Chain, SharedChain
+from pykubeproxy.model.kinds import Family, Protocol
+from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.model.route import PortKey
 
@@ -84,13 +88,14 @@ def test_chain_names_fit_the_kernel(prefix):
         pytest.param(
             "nat",
             {"KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ",
-             "KUBE-PROXY-CANARY"},
+             "KUBE-PROXY-CANARY", "KUBE-NODE-PORT", "KUBE-LOAD-BALANCER"},
             id="nat",
         ),
         pytest.param(
             "filter",
             {"KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD", "KUBE-NODEPORTS",
-             "KUBE-PROXY-FIREWALL", "KUBE-PROXY-CANARY"},
+             "KUBE-PROXY-FIREWALL", "KUBE-PROXY-CANARY", "KUBE-NODE-PORT",
+             "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER"},
             id="filter",
         ),
         pytest.param("mangle", {"KUBE-PROXY-CANARY"}, id="mangle"),
@@ -100,8 +105,18 @@ def test_the_chains_that_are_ours_to_remove(table, expected):
     assert expected == set(BASE_CHAINS[table])
 
 
-def test_the_chain_shared_with_kubelet_is_not_ours_to_remove():
-    assert not any(FIREWALL in chains for chains in BASE_CHAINS.values())
+@pytest.mark.parametrize(
+    "name", [FIREWALL, "KUBE-MARK-DROP", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT"]
+)
+def test_the_chain_shared_with_kubelet_is_not_ours_to_remove(name):
+    assert not any(name in chains for chains in BASE_CHAINS.values())
+
+
+def test_chains_of_ipvs_mode_have_names_of_their_own():
+    """What is in this list is written by no other mode, so finding one tells which mode ran."""
+    compiled = IptablesCompiler(XtablesSettings()).base(NodeContext("node", Family.IPV4))
+    wanted = {(key.table, key.name) for key in compiled if isinstance(key, Chain | SharedChain)}
+    assert set() == wanted & {(table, c) for table, names in IPVS_CHAINS.items() for c in names}
 
 
 def test_canaries_are_made_in_the_order_in_which_they_are_looked_for():

@@ -154,6 +154,45 @@ def test_cleaning_up_takes_ours_and_leaves_the_rest(host):
         assert {"KUBE-KUBELET-CANARY"} == {c for c in host.chains(name, "mangle") if "KUBE" in c}
 
 
+IPVS_NAT = """*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-LOAD-BALANCER - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
+-A KUBE-SERVICES -j KUBE-LOAD-BALANCER
+-A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
+COMMIT
+"""
+IPVS_FILTER = """*filter
+:KUBE-PROXY-FIREWALL - [0:0]
+:KUBE-SOURCE-RANGES-FIREWALL - [0:0]
+:KUBE-IPVS-FILTER - [0:0]
+:KUBE-IPVS-OUT-FILTER - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-FIREWALL - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
+-A OUTPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-OUT-FILTER
+-A INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+-A INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
+-A KUBE-PROXY-FIREWALL -j KUBE-SOURCE-RANGES-FIREWALL
+COMMIT
+"""
+
+
+@pytest.mark.parametrize("name", ["iptables-nft", "iptables-legacy", "ip6tables-nft"])
+def test_cleaning_up_takes_what_ipvs_mode_made(host, name):
+    for text in (IPVS_NAT, IPVS_FILTER):
+        done = host.kernels[name].run([f"{name}-restore", "--noflush"], text.encode(), 5)
+        assert done.exit_status == 0, done
+    assert ({f"{name}-restore": 9}, []) == clean_up(host.run)
+    left = host.kernels[name].state()
+    assert {"KUBE-FIREWALL"} == {c for table in left.values() for c in table if "KUBE" in c}
+    assert ["-j KUBE-FIREWALL"] == left["filter"]["INPUT"]
+
+
 def test_cleaning_up_twice_finds_nothing(host):
     host.fill("iptables-nft", "nat", "KUBE-SERVICES")
     clean_up(host.run)

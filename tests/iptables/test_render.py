@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from threading import Event
+
 import pytest
 
 from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
+from pykubeproxy.iptables.kernel import XtablesDataplane
 from pykubeproxy.iptables.names import is_service_chain
 from pykubeproxy.iptables.objects import (
     Chain,
@@ -13,6 +16,8 @@ from pykubeproxy.iptables.objects import (
     TailRule,
 )
 from pykubeproxy.iptables.render import owner_of_line, plan, restore_input
+from pykubeproxy.iptables.tools import Tools
+from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext, PodCIDR
 from pykubeproxy.model.objects import ServiceKey
@@ -286,7 +291,7 @@ class Books:
 
     def __init__(self):
         self.compiler = IptablesCompiler(XtablesSettings())
-        self.tracker = Tracker(self.compiler.exclusive)
+        self.tracker = Tracker(self.compiler.claim)
         self.tracker.want(BASE, self.compiler.base(NODE))
 
     def want(self, number, endpoint_count):
@@ -388,8 +393,9 @@ def test_leftovers_go_even_where_living_chains_still_point_at_them():
                    {}, {})  # fmt: skip
     old = Chain("nat", "KUBE-SEP-OLD")
     stray = Change(leftover(old), {}, {old: ()}, {})
-    (transaction,) = plan([stray, again], None)
-    kernel.run(["iptables-restore", "--noflush"], restore_input(transaction)[0])
+    for transaction in plan([stray, again], None):
+        done = kernel.run(["iptables-restore", "--noflush"], restore_input(transaction)[0])
+        assert done.exit_status == 0, done
     assert "KUBE-SEP-OLD" not in kernel.table("nat").chains
 
 
@@ -405,3 +411,143 @@ def test_no_moment_is_without_both_refusal_and_redirection():
         ("nat", ["comes", "goes"]),
         ("filter", ["comes"]),
     ] == [(t.scope, [owner.name for owner in t.owners]) for t in plan([served, refused], None)]
+
+
+# --- leftovers, and changing the mode ---
+
+
+def gone(*keys):
+    """The removal of leftovers, each with its own owner."""
+    return [change(leftover(k), drop={k: (k.match,) if isinstance(k, DispatchRule) else ()})
+            for k in keys]  # fmt: skip
+
+
+def summary(transactions):
+    """Table, chains and rules that come, and that go, of each transaction."""
+
+    def word(key):
+        return getattr(key, "name", None) or getattr(key, "match", None) or key.target
+
+    return [
+        (t.scope, [word(k) for c in t.changes for k in c.put],
+         [word(k) for c in t.changes for k in c.drop])
+        for t in transactions
+    ]  # fmt: skip
+
+
+OLD_JUMP = DispatchRule("filter", "OUTPUT", "-j KUBE-SERVICES")
+OLD_SERVICES = Chain("filter", "KUBE-SERVICES")
+
+
+def test_leftovers_go_when_all_else_is_done_and_the_ways_in_before_the_chains():
+    new = change(BASE, put={Chain("nat", "KUBE-POSTROUTING"): ("-j X",),
+                            Chain("filter", "KUBE-FORWARD"): ("-j X",)})  # fmt: skip
+    stray = Chain("nat", "KUBE-SVC-GONE")
+    assert [
+        ("filter", ["KUBE-FORWARD"], []),
+        ("nat", ["KUBE-POSTROUTING"], []),
+        ("filter", [], ["-j KUBE-SERVICES"]),
+        ("filter", [], ["KUBE-SERVICES"]),
+        ("nat", [], ["KUBE-SVC-GONE"]),
+    ] == summary(plan([*gone(stray, OLD_SERVICES, OLD_JUMP), new], None))
+
+
+@pytest.mark.parametrize(("limit", "runs"), [(None, 1), (600, 4)], ids=["legacy", "nft"])
+def test_many_leftovers_go_in_few_transactions(limit, runs):
+    strays = [Chain("nat", f"KUBE-SVC-{n}") for n in range(2000)]
+    assert runs == len(plan(gone(*strays), limit))
+
+
+def test_leftovers_go_from_the_top_down():
+    names = ["KUBE-MARK-MASQ", "KUBE-SEP-A", "KUBE-SVC-A", "KUBE-EXT-A", "KUBE-FW-A",
+             "KUBE-NODEPORTS", "KUBE-SERVICES"]  # fmt: skip
+    (transaction,) = plan(gone(*(Chain("nat", name) for name in names)), None)
+    assert names[::-1] == [k.name for c in transaction.changes for k in c.drop]
+
+
+def test_the_chain_of_the_snat_rule_changes_together_with_what_leads_to_it():
+    """Pods that meet themselves through IPVS need the old one until the packets are not IPVS's."""
+    base = change(BASE, put={Chain("nat", "KUBE-POSTROUTING"): (), SHARED: (),
+                             Chain("nat", "KUBE-MARK-MASQ"): ()})  # fmt: skip
+    many = [change(owner, put=own_chains(owner, 5)) for owner in (A, B)]
+    first, *_, last = summary(plan([base, *many], 6))
+    assert "KUBE-MARK-MASQ" in first[1]
+    assert ["KUBE-POSTROUTING", "KUBE-SERVICES"] == last[1]
+
+
+FIREWALL = SharedChain("filter", "KUBE-PROXY-FIREWALL")
+FIREWALL_RULE = DispatchRule("filter", "KUBE-PROXY-FIREWALL", "tcp 203.0.113.1 80")
+FIREWALL_JUMP = Jump("filter", "INPUT", "KUBE-PROXY-FIREWALL")
+OLD_FIREWALL_JUMP = DispatchRule("filter", "INPUT", "-j KUBE-PROXY-FIREWALL")
+NEW_RULES = [
+    change(BASE, put={FIREWALL: (), SharedChain("filter", "KUBE-SERVICES"): (), SHARED: (),
+                      FIREWALL_JUMP: ("-j KUBE-PROXY-FIREWALL",)}),
+    change(A, put={FIREWALL_RULE: ("-j DROP",), RULE: ("-j X",)}),
+]  # fmt: skip
+LATE = ["KUBE-PROXY-FIREWALL", "KUBE-PROXY-FIREWALL", "tcp 203.0.113.1 80"]
+
+
+@pytest.mark.parametrize("chain", ["KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-FILTER"])
+def test_the_firewall_of_iptables_mode_waits_for_nat_where_ipvs_has_the_packets(chain):
+    strays = gone(Chain("filter", chain), OLD_FIREWALL_JUMP)
+    assert [
+        ("filter", ["KUBE-SERVICES"], []),
+        ("nat", ["KUBE-SERVICES", "tcp 10.96.0.1 80"], []),
+        ("filter", LATE, ["-j KUBE-PROXY-FIREWALL"]),
+        ("filter", [], [chain]),
+    ] == summary(plan([*NEW_RULES, *strays], None))
+
+
+def test_the_firewall_comes_before_nat_in_all_other_cases():
+    firewall, *_ = plan(NEW_RULES, None)
+    assert FIREWALL_RULE in firewall.changes[1].put
+
+
+IPVS_RULES = """*filter
+:KUBE-PROXY-FIREWALL - [0:0]
+:KUBE-SOURCE-RANGES-FIREWALL - [0:0]
+:KUBE-IPVS-FILTER - [0:0]
+-A INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+-A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
+-A KUBE-PROXY-FIREWALL -j KUBE-SOURCE-RANGES-FIREWALL
+-A KUBE-SOURCE-RANGES-FIREWALL -j DROP
+COMMIT
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-LOAD-BALANCER - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
+-A KUBE-SERVICES -d 203.0.113.1 -j KUBE-LOAD-BALANCER
+-A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
+-A KUBE-NODE-PORT -j KUBE-MARK-MASQ
+COMMIT
+"""
+
+
+@pytest.mark.parametrize("nft", [True, False], ids=["nft", "legacy"])
+@pytest.mark.parametrize("limit", [None, 1, 5], ids=["at once", "1", "5"])
+def test_the_rules_of_ipvs_mode_give_way_to_those_of_iptables_mode(limit, nft):
+    def fresh():
+        books = Books()
+        for number in (1, 2, 3):
+            books.want(number, 2)
+        return books
+
+    clean, kernel, books = Xtables(nft=nft), Xtables(nft=nft), fresh()
+    land(clean, fresh(), limit)
+    done = kernel.run(["iptables-restore", "--noflush"], IPVS_RULES.encode())
+    assert done.exit_status == 0, done
+    plane = XtablesDataplane(
+        Tools(Family.IPV4, Variant.NFT if nft else Variant.LEGACY), print, Event(), kernel
+    )
+    books.tracker.align(plane.observe())
+    land(kernel, books, limit)
+    assert kernel.state().keys() == clean.state().keys()
+    for table, chains in clean.state().items():
+        assert {name: sorted(rules) for name, rules in chains.items()} == {
+            name: sorted(rules) for name, rules in kernel.state()[table].items()
+        }
+    books.tracker.align(plane.observe())
+    assert plan(books.tracker.changes(), limit) == []
