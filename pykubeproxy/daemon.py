@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,28 +22,21 @@ from types import FrameType
 import structlog
 
 from pykubeproxy import __version__
+from pykubeproxy.backend import Backend, Surroundings
 from pykubeproxy.config import Config
-from pykubeproxy.errors import ConfigError
-from pykubeproxy.host import nfacct, sysctls
-from pykubeproxy.host.addresses import AddressMonitor, local_addresses
-from pykubeproxy.host.exec import run as run_program
-from pykubeproxy.iptables.compile import (
-    INVALID_COUNTER,
-    LOCALHOST_COUNTER,
-    IptablesCompiler,
-    XtablesSettings,
-)
-from pykubeproxy.iptables.kernel import XtablesDataplane
+from pykubeproxy.errors import ConfigError, Unsupported
+from pykubeproxy.iptables import backend as iptables
 from pykubeproxy.iptables.node import (
     available_tools,
     clean_up,
     detect_variant,
-    random_fully,
     remove_nftables_leftovers,
 )
-from pykubeproxy.iptables.objects import Key, Rules
-from pykubeproxy.iptables.tools import LOCK_SECONDS, Tools
-from pykubeproxy.loop import FamilyProxy, SyncLoop
+from pykubeproxy.iptables.tools import Tools
+from pykubeproxy.ipvs import backend as ipvs
+from pykubeproxy.ipvs import leftovers as ipvs_leftovers
+from pykubeproxy.ipvs.node import explain, find_problems
+from pykubeproxy.loop import Suspicions, SyncLoop
 from pykubeproxy.metrics import Metrics
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
@@ -52,8 +45,6 @@ from pykubeproxy.reactions import FlowCleaner, Reactions
 from pykubeproxy.serve.health import HealthServer
 from pykubeproxy.serve.service_health import ServiceHealth
 from pykubeproxy.serve.status import Status
-from pykubeproxy.sync.context import localhost_serves_nodeports
-from pykubeproxy.sync.reconciler import Reconciler
 from pykubeproxy.watch.events import EventRecorder, Happening
 from pykubeproxy.watch.mailbox import Mailbox
 from pykubeproxy.watch.source import Source
@@ -63,7 +54,12 @@ __all__ = ["cleanup", "node_name", "run"]
 log = structlog.get_logger(__name__)
 
 WATCHED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
-"""ServiceCIDRs matter to no part of iptables mode."""
+"""ServiceCIDRs matter to neither mode."""
+
+BACKENDS: Mapping[str, Callable[[Surroundings], Backend]] = {
+    "iptables": iptables.build,
+    "ipvs": ipvs.build,
+}
 
 
 def run(config: Config) -> int:
@@ -90,10 +86,17 @@ def run(config: Config) -> int:
 
 
 def cleanup(config: Config) -> int:
-    """Remove all rules of ours, in both iptables variants and families; returns the exit status."""
+    """Remove all that any mode made, in both iptables variants and families.
+
+    Returns the exit status.
+    """
     removed, problems = clean_up()
     for table in remove_nftables_leftovers():
         removed[table] = 1
+    # After the rules: the kernel keeps a set as long as a rule asks it.
+    servers = ipvs_leftovers.clean_up(config.ipvs.exclude_cidrs)
+    removed.update(servers.removed)
+    problems += servers.problems
     for program, count in removed.items():
         log.info("removed", what=program, count=count)
     if not removed:
@@ -127,8 +130,13 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
     verdict = detect_variant(config.iptables_variant)
     log.info("iptables variant", variant=verdict.variant.value, reason=verdict.reason)
     tools = available_tools(verdict.variant)
+    mode, why_not = _choose_mode(config, tools)
     metrics = Metrics()
+    metrics.runs_in_mode(mode, config.mode)
     source, record = _source(config, name, parts)
+    suspicions = Suspicions(mailbox)
+    around = Surroundings(config, tools, metrics, suspicions, time.monotonic, stop)
+    backend = BACKENDS[mode](around)
 
     status = Status(stale_after_seconds=2 * config.sync_period_seconds)
     if config.manifests:
@@ -137,7 +145,7 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
     health = HealthServer(
         status,
         metrics.registry,
-        config.mode,
+        mode,
         config.healthz_address,
         config.metrics_address,
         config.bind_address_hard_fail,
@@ -148,22 +156,50 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
     cleaner = FlowCleaner(metrics, time.monotonic)
     cleaner.start()
     parts.callback(cleaner.stop)
-    leftovers = Thread(target=_remove_other_modes, name="leftovers", daemon=True)
+    leftovers = Thread(
+        target=partial(_remove_other_modes, mode, config, stop), name="leftovers", daemon=True
+    )
     reactions = Reactions(
         metrics, health, status, partial(_open_ports, health), cleaner, record, leftovers.start
     )
     parts.callback(reactions.close)
-    families = [_family_proxy(config, one, metrics, stop) for one in tools.values()]
-    _follow_counters(metrics)
-    loop = SyncLoop(config, name, source.kinds, mailbox, families, reactions, time.monotonic, stop)
-    if config.nodeport_addresses:
-        monitor = AddressMonitor(loop.addresses_changed)
-        monitor.start()
-        parts.callback(monitor.stop)
+    loop = SyncLoop(
+        config,
+        name,
+        source.kinds,
+        mailbox,
+        backend.families,
+        reactions,
+        time.monotonic,
+        stop,
+        suspicions,
+    )
+    parts.callback(backend.close)
+    backend.start(loop.addresses_changed)
     source.start(mailbox)
     parts.callback(source.stop)
     record(Happening("Starting", "StartKubeProxy", warning=False))
+    if why_not:
+        record(Happening("IPVSUnavailable", "StartKubeProxy", why_not))
     return loop
+
+
+def _choose_mode(config: Config, tools: Mapping[Family, Tools]) -> tuple[str, str]:
+    """The mode to run in; if it is not the configured one, also why.
+
+    Raises:
+        Unsupported: this node cannot run the configured mode, and falling back is not wanted.
+    """
+    if config.mode != "ipvs":
+        return config.mode, ""
+    problems = find_problems(config.ipvs.scheduler, tools)
+    if not problems:
+        return "ipvs", ""
+    why_not = explain(problems, fallback=config.ipvs.falls_back)
+    if not config.ipvs.falls_back:
+        raise Unsupported(why_not)
+    log.error(why_not)
+    return "iptables", why_not
 
 
 def _source(
@@ -187,62 +223,23 @@ def _source(
     return KubernetesSource(client, name, WATCHED), recorder.record
 
 
-def _remove_other_modes() -> None:
-    """Take out what another mode left, now that our rules serve."""
+def _remove_other_modes(mode: str, config: Config, stop: Event) -> None:
+    """Take out what other modes left, now that this one serves; iptables rules are gone already."""
     for table in remove_nftables_leftovers():
         log.info("rules of kube-proxy's nftables mode removed", what=table)
+    if mode == "ipvs":
+        return
+    removal = ipvs_leftovers.remove_leftovers(
+        config.ipvs.exclude_cidrs, wait=stop.wait, clock=time.monotonic
+    )
+    for what, count in removal.removed.items():
+        log.info("left by ipvs mode, removed", what=what, count=count)
+    for problem in removal.problems:
+        log.warning("left by ipvs mode, not removed", reason=problem)
 
 
 def _log_only(happening: Happening) -> None:
     log.debug("event", reason=happening.reason, note=happening.note)
-
-
-def _family_proxy(
-    config: Config, tools: Tools, metrics: Metrics, stop: Event
-) -> FamilyProxy[Key, Rules]:
-    family = tools.family
-    runner = partial(run_program, cancel=stop)
-    dataplane = XtablesDataplane(tools, partial(_waiting, metrics, family), stop, runner)
-    compiler = IptablesCompiler(_xtables_settings(config, tools))
-    reconciler = Reconciler(family, compiler, dataplane, time.monotonic)
-    return FamilyProxy(family, reconciler, dataplane, partial(local_addresses, family))
-
-
-def _xtables_settings(config: Config, tools: Tools) -> XtablesSettings:
-    """Settle what the fixed rules depend on, and the one sysctl that they need.
-
-    Raises:
-        HostError: route_localnet cannot be set, though node ports are to answer on localhost.
-    """
-    localhost = localhost_serves_nodeports(config, tools.family)
-    if localhost:
-        sysctls.ensure("net/ipv4/conf/all/route_localnet", 1)
-    liberal = sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal")
-    return XtablesSettings(
-        masquerade_mark=1 << config.masquerade_bit,
-        random_fully=random_fully(tools),
-        localhost_nodeports=localhost,
-        drop_invalid=not liberal,
-        count_invalid=nfacct.ensure_counter(INVALID_COUNTER),
-        count_localhost=localhost and nfacct.ensure_counter(LOCALHOST_COUNTER),
-    )
-
-
-def _follow_counters(metrics: Metrics) -> None:
-    """Show what the rules with an nfacct match count; nothing where the kernel has none."""
-    for counter, name, text in (
-        (
-            INVALID_COUNTER,
-            "kubeproxy_iptables_ct_state_invalid_dropped_packets",
-            "packets dropped by iptables to work around conntrack problems",
-        ),
-        (
-            LOCALHOST_COUNTER,
-            "kubeproxy_iptables_localhost_nodeports_accepted_packets",
-            "Number of packets accepted on nodeports of loopback interface",
-        ),
-    ):
-        metrics.follow_packets(name, text, partial(nfacct.read_counter, counter))
 
 
 def _open_ports(
@@ -254,15 +251,6 @@ def _open_ports(
     )
     responders.start()
     return responders
-
-
-def _waiting(metrics: Metrics, family: Family, seconds: float) -> None:
-    metrics.lock_waited(family, LOCK_SECONDS)
-    log.warning(
-        "another program holds the xtables lock, waiting",
-        family=family.value,
-        waited_seconds=seconds,
-    )
 
 
 # --- ending ---

@@ -26,7 +26,7 @@ from pykubeproxy.sync.store import Store, Touched
 from pykubeproxy.watch.mailbox import Mailbox
 from pykubeproxy.watch.source import Event, Gone, Put, Replaced
 
-__all__ = ["FamilyProxy", "Listener", "SyncLoop"]
+__all__ = ["FamilyProxy", "Listener", "Suspicions", "SyncLoop"]
 
 log = structlog.get_logger(__name__)
 
@@ -64,12 +64,35 @@ class Listener(Protocol):
 
 
 class FamilyProxy(Struct, Generic[K, V], frozen=True):
-    """All that serves one IP family. ``addresses`` reads this node's own (raises HostError)."""
+    """All that serves one IP family.
+
+    ``addresses`` reads this node's own (raises HostError); ``None`` where nothing depends on
+    them. ``every_address``: every one of them matters, not only those that serve node ports.
+    """
 
     family: Family
     reconciler: Reconciler[K, V]
     dataplane: Dataplane[K, V]
-    addresses: Callable[[], Iterable[str]]
+    addresses: Callable[[], Iterable[str]] | None = None
+    every_address: bool = False
+
+
+class Suspicions:
+    """Families in whose kernel objects somebody seems to have interfered; for any thread."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._families: set[Family] = set()
+
+    def add(self, family: Family) -> None:
+        """Have the kernel looked at soon."""
+        self._families.add(family)
+        self._mailbox.wake()
+
+    def take(self) -> set[Family]:
+        found = {family for family in Family if family in self._families}
+        self._families -= found
+        return found
 
 
 class SyncLoop:
@@ -85,6 +108,7 @@ class SyncLoop:
         listener: Listener,
         clock: Callable[[], float],
         stop: StopEvent,
+        suspicions: Suspicions | None = None,
     ) -> None:
         self._config = config
         self._node_name = node_name
@@ -104,6 +128,8 @@ class SyncLoop:
         self._said: set[tuple[ServiceKey, str]] = set()
         self._probe_at = self._clock() + config.sync_period_seconds
         self._learn_at: float | None = None
+        self._tend_at: float | None = None
+        self._suspicions = suspicions or Suspicions(mailbox)
         self._complain_at = self._clock() + PATIENCE_SECONDS
 
     def addresses_changed(self) -> None:
@@ -130,6 +156,7 @@ class SyncLoop:
                 self._listener.node_described(self._contexts)
         if self._pacer.due(now):
             self._sync()
+        self._tend()
         self._probe_if_due()
         self._learn_if_quiet()
 
@@ -184,7 +211,7 @@ class SyncLoop:
         self._contexts_stale = False
         for proxy in self._families:
             addresses: Iterable[str] = ()
-            if self._config.nodeport_addresses:
+            if proxy.addresses is not None:
                 try:
                     addresses = proxy.addresses()
                 except HostError as error:
@@ -193,7 +220,12 @@ class SyncLoop:
                     if proxy.family in self._contexts:
                         continue
             context = describe_node(
-                self._config, self._node_name, self._store.node, addresses, proxy.family
+                self._config,
+                self._node_name,
+                self._store.node,
+                addresses,
+                proxy.family,
+                every_address=proxy.every_address,
             )
             before = self._contexts.get(proxy.family)
             if context != before:
@@ -289,13 +321,21 @@ class SyncLoop:
 
     # --- looking after what was written ---
 
+    def _tend(self) -> None:
+        now = self._clock()
+        moments = [proxy.dataplane.tend(now) for proxy in self._families]
+        self._tend_at = min((m for m in moments if m is not None), default=None)
+
     def _probe_if_due(self) -> None:
         now = self._clock()
-        if now < self._probe_at or self._stop.is_set():
+        suspected = self._suspicions.take()
+        if now >= self._probe_at:
+            self._probe_at = now + self._config.sync_period_seconds
+            suspected = set(Family)
+        if self._stop.is_set():
             return
-        self._probe_at = now + self._config.sync_period_seconds
         for proxy in self._families:
-            if proxy.dataplane.intact():
+            if proxy.family not in suspected or proxy.dataplane.intact():
                 continue
             log.warning(
                 "our rules were flushed by somebody else, writing them again",
@@ -325,7 +365,7 @@ class SyncLoop:
         now = self._clock()
         if not self._ready:
             return max(0.0, self._complain_at - now)
-        moments = [self._probe_at, self._pacer.next_at, self._learn_at]
+        moments = [self._probe_at, self._pacer.next_at, self._learn_at, self._tend_at]
         return max(0.0, min(m for m in moments if m is not None) - now)
 
 

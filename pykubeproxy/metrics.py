@@ -20,6 +20,7 @@ __all__ = ["Metrics"]
 
 _BUCKETS = tuple(0.001 * 2**power for power in range(15))
 _FAMILY = ["ip_family"]
+_TABLES = frozenset({"filter", "nat", "mangle"})
 
 
 class Metrics:
@@ -95,12 +96,25 @@ class Metrics:
         self._rules_written = self._counter(
             "pykubeproxy_rules_written", "Rules written to the kernel"
         )
+        self._messages_sent = self._counter(
+            "pykubeproxy_netlink_messages",
+            "Netlink messages that changed something, by what they were about",
+            ["scope", "ip_family"],
+        )
         self._transactions = self._counter(
             "pykubeproxy_transactions",
             "Transactions sent to the kernel, by how they ended",
             ["outcome", "ip_family"],
         )
+        self._mode = self._gauge(
+            "pykubeproxy_proxy_mode",
+            "1 for the mode that runs; it differs from the configured one after a fallback",
+            ["running", "configured"],
+        )
         ProcessCollector(registry=self.registry)
+
+    def runs_in_mode(self, running: str, configured: str) -> None:
+        self._mode.labels(running, configured).set(1)
 
     def sync_ended(self, family: Family, seconds: float) -> None:
         """A pass ran, successfully or not."""
@@ -112,17 +126,22 @@ class Metrics:
     def sync_queued(self, family: Family, unix_seconds: float) -> None:
         self._last_queued.labels(family.value).set(unix_seconds)
 
-    def rules_written(self, family: Family, table: str, rules: int) -> None:
-        """A pass wrote *rules* to *table*: sets the last value and adds to the total."""
-        self._iptables_last.labels(table, family.value).set(rules)
-        self._rules_written.labels(family.value).inc(rules)
+    def written(self, family: Family, scope: str, count: int) -> None:
+        """A pass wrote *count* rules to the iptables table *scope*, or messages to another scope.
 
-    def restore_failed(self, family: Family) -> None:
-        self._restore_failures.labels(family.value).inc()
+        Sets the last value for a table, and adds to the total.
+        """
+        if scope in _TABLES:
+            self._iptables_last.labels(scope, family.value).set(count)
+            self._rules_written.labels(family.value).inc(count)
+        else:
+            self._messages_sent.labels(scope, family.value).inc(count)
 
-    def transaction(self, family: Family, outcome: str) -> None:
-        """*outcome* is ``applied``, ``rejected`` or ``unknown``."""
-        self._transactions.labels(outcome, family.value).inc()
+    def transactions(self, family: Family, scope: str, outcome: str, count: int) -> None:
+        """*outcome* is ``applied``, ``partly``, ``rejected`` or ``unknown``."""
+        self._transactions.labels(outcome, family.value).inc(count)
+        if scope in _TABLES and outcome != "applied":
+            self._restore_failures.labels(family.value).inc(count)
 
     def endpoint_changes(self, count: int = 1) -> None:
         self._endpoint_changes.inc(count)

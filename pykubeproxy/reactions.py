@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 Refused = Callable[[ServiceKey, int, str], None]
 """Hears of a health check node port that cannot be opened: Service, port, reason."""
 
+REMEMBERED_PROBLEMS = 4096
+"""So many problems are remembered as told; then they may be told again."""
+
 Removal = tuple[Family, FlowTable, Scope]
 
 
@@ -109,6 +112,7 @@ class Reactions:
         self._record = record
         self._once_in_sync: Callable[[], None] | None = once_in_sync
         self._in_sync: set[Family] = set()
+        self._told: set[tuple[ServiceKey, str]] = set()
         self._publish(status)
 
     def node_described(self, contexts: Mapping[Family, NodeContext]) -> None:
@@ -163,6 +167,8 @@ class Reactions:
                     service=entry.owner if entry.owner.name and entry.owner.namespace else None,
                 )
             )
+        for service, problem in report.problems:
+            self._tell(service, problem)
         if not report.succeeded:
             return
         moment = now()
@@ -181,17 +187,23 @@ class Reactions:
             self._once_in_sync()
             self._once_in_sync = None
 
+    def _tell(self, service: ServiceKey, problem: str) -> None:
+        """Say on the Service itself what of it is not done; once, not for each family."""
+        if (service, problem) in self._told:
+            return
+        if len(self._told) >= REMEMBERED_PROBLEMS:
+            self._told.clear()
+        self._told.add((service, problem))
+        self._record(Happening("ServiceNotAsConfigured", "Sync", problem, service=service))
+
     def _count(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
         family = report.family
         self._metrics.sync_ended(family, seconds)
         self._metrics.quarantined(family, (entry.owner for entry in reconciler.quarantined))
-        for outcome, count in report.outcomes.items():
-            for _ in range(count):
-                self._metrics.transaction(family, outcome)
-                if outcome != "applied":
-                    self._metrics.restore_failed(family)
-        for table, rules in report.rules.items():
-            self._metrics.rules_written(family, table, rules)
+        for (scope, outcome), count in report.outcomes.items():
+            self._metrics.transactions(family, scope, outcome, count)
+        for scope, written in report.rules.items():
+            self._metrics.written(family, scope, written)
 
     def repairing(self, family: Family) -> None:
         self._metrics.repaired(family)

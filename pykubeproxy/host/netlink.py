@@ -248,19 +248,15 @@ class Netlink:
         Only the last asks for an acknowledgement: the kernel answers in order, within the write,
         and tells of every refusal unasked.
         """
+        end = _write_end(requests, start)
+        first = self.sequence + 1
         parts: list[bytes] = []
-        first, size, end = self.sequence + 1, 0, start
-        while end < len(requests) and end - start < _WRITE_MESSAGES:
-            kind, flags, body = requests[end]
-            length = 16 + len(body)
-            if size + length > _WRITE_BYTES and size:
-                break
+        for index in range(start, end):
+            kind, flags, body = requests[index]
+            flags |= _REQUEST if index < end - 1 else _REQUEST | ACK
             self.sequence = (self.sequence + 1) & _SEQUENCE_MASK
-            parts.append(_HEADER.pack(length, kind, _REQUEST | flags, self.sequence, 0))
-            parts.append(body + bytes(-length & 3))
-            size += length
-            end += 1
-        parts[-2] = _HEADER.pack(length, kind, _REQUEST | ACK | flags, self.sequence, 0)
+            parts.append(_HEADER.pack(16 + len(body), kind, flags, self.sequence, 0))
+            parts.append(body + bytes(-len(body) & 3))
         self._socket.send(b"".join(parts))
         while True:
             position, refusal = self._answer(first)
@@ -298,6 +294,16 @@ class Netlink:
                         raise
         finally:
             self._socket.settimeout(_TIMEOUT_SECONDS)
+
+
+def _write_end(requests: Sequence[Request], start: int) -> int:
+    """Return the position behind the last request that goes into one write with *start*."""
+    size = 0
+    for end in range(start, min(start + _WRITE_MESSAGES, len(requests))):
+        size += 16 + len(requests[end][2])
+        if size > _WRITE_BYTES and end > start:
+            return end
+    return min(start + _WRITE_MESSAGES, len(requests))
 
 
 def _grow_receive_buffer(target: socket.socket) -> None:

@@ -9,7 +9,6 @@ an unknown option, never ignored. It is called like `pykubeproxy.host.exec.run`.
 from __future__ import annotations
 
 import re
-import shlex
 import signal as signals
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,8 @@ BUILTIN = {
 }
 MAX_CHAIN_NAME = 28
 MAX_COMMENT = 255
+MAX_SET_NAME = 31
+MAX_SET_DIRECTIONS = 6
 LOCK_STATUS = 4
 
 
@@ -93,7 +94,12 @@ _REJECT_WITH = {
         {"icmp6-port-unreachable", "icmp6-addr-unreachable", "tcp-reset"},
     ),
 }
-_FLAGS = frozenset({"--set", "--rcheck", "--update", "--reap", "--rsource", "--random-fully"})
+_FLAGS = frozenset(
+    {
+        *("--set", "--rcheck", "--update", "--reap", "--rsource", "--random-fully"),
+        *("--physdev-is-in", "--physdev-is-out", "--physdev-is-bridged"),
+    }
+)
 _MATCHES: dict[str, tuple[str, ...]] = {
     # options in the order in which they are printed
     "comment": ("--comment",),
@@ -115,6 +121,9 @@ _MATCHES: dict[str, tuple[str, ...]] = {
         "--rsource",
     ),
     "nfacct": ("--nfacct-name",),
+    "set": ("--match-set",),
+    "physdev": ("--physdev-is-in", "--physdev-is-out", "--physdev-is-bridged"),
+    "ipvs": ("--vproto", "--vaddr", "--vport"),
 }
 _STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT")
 _ADDRESS_TYPES = frozenset({"LOCAL", "UNICAST", "BROADCAST", "MULTICAST", "UNREACHABLE"})
@@ -144,6 +153,7 @@ _BASIC = {
     "-p": "-p",
     "--protocol": "-p",
 }
+_PROTOCOL_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -234,6 +244,10 @@ class _Parser:
         if option in options:
             raise _usage(f'{name}: option "{option}" can only be used once')
         value = "" if option in _FLAGS else self.value(option)
+        if option == "--match-set":
+            if self.at >= len(self.tokens) or self.tokens[self.at].startswith(("-", "!")):
+                raise _usage("--match-set requires two args.")
+            value += f" {self.value(option)}"
         options[option] = Condition(name, option, self.canonical(name, option, value), negated)
 
     def canonical(self, name: str, option: str, value: str) -> str:
@@ -267,6 +281,22 @@ class _Parser:
                 if len(value) > 31:
                     raise _usage("nfacct: name too long")
                 return value
+            case "--match-set":
+                return _set_and_directions(value)
+            case "--vproto":
+                found = _PROTOCOLS.get(value.lower(), "")
+                if found not in _PROTOCOL_NUMBERS:
+                    raise _usage(f'unknown protocol "{value}" specified')
+                return str(_PROTOCOL_NUMBERS[found])
+            case "--vaddr":
+                host, _, length = value.partition("/")
+                if not _is_ip(host, self.version):
+                    raise _usage("getaddrinfo: Address family for hostname not supported\n")
+                # Bits beyond the prefix stay, unlike those of -s and -d.
+                full = ip_address(host).max_prefixlen
+                return str(ip_address(host)) + ("" if length in ("", str(full)) else f"/{length}")
+            case "--vport":
+                return str(_number(value) & 0xFFFF)  # 70000 is 4464, without a word
             case _:
                 return value
 
@@ -327,6 +357,12 @@ class _Parser:
         elif name == "statistic":
             if "--mode" not in options or "--probability" not in options:
                 raise _usage('statistic: option "--mode" must be specified')
+        elif name == "set" and not options:
+            raise _usage("You must specify `--match-set' with proper arguments")
+        elif name == "physdev" and not options:
+            raise _usage("PHYSDEV: no physdev option specified")
+        elif name == "ipvs" and not options:
+            raise _usage("IPVS: At least one option is required")
         elif name in ("comment", "mark", "nfacct", "conntrack") and not options:
             raise _usage(f"{name}: you must specify an option")
         elif name == "addrtype" and not options:
@@ -414,6 +450,18 @@ def _xmark(option: str, value: str) -> str:
     return f"{number:#x}/{mask:#x}"
 
 
+def _set_and_directions(text: str) -> str:
+    name, _, directions = text.partition(" ")
+    if len(name) > MAX_SET_NAME:
+        raise _usage(f"setname `{name}' too long, max {MAX_SET_NAME} characters.")
+    words = directions.split(",")
+    if len(words) > MAX_SET_DIRECTIONS:
+        raise _usage(f"Can't be more src/dst options than {MAX_SET_DIRECTIONS}.")
+    if not set(words) <= {"src", "dst"}:
+        raise _usage("You must spefify (the comma separated list of) 'src' or 'dst'.")
+    return text
+
+
 def _probability(text: str) -> str:
     try:
         value = float(text)
@@ -432,9 +480,17 @@ def _quoted(text: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    if '"' not in text and "'" not in text and "\\" not in text:
+    """Split as iptables-restore does: only double quotes quote, and a backslash only in them."""
+    if '"' not in text:
         return text.split()
-    return shlex.split(text)
+    words: list[str] = []
+    for quoted, plain in _is_word.findall(text):
+        words.append(_is_escape.sub(r"\1", quoted[1:-1]) if quoted else plain)
+    return words
+
+
+_is_word = re.compile(r'("(?:[^"\\]|\\.)*")|([^\s"]+)')
+_is_escape = re.compile(r"\\(.)")
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -509,15 +565,23 @@ class _Planned(Struct):
 class Xtables:
     """The tools and the kernel of one family.
 
-    *nfacct* are the counters that exist; rules that name others are refused.
+    *nfacct* are the counters that exist; rules that name others are refused. *sets* tells the
+    IP version of an ipset, 0 for one of numbers, ``None`` where there is none.
     """
 
     def __init__(
-        self, version: int = 4, *, nft: bool = True, nfacct: Sequence[str] = (), lock: bool = False
+        self,
+        version: int = 4,
+        *,
+        nft: bool = True,
+        nfacct: Sequence[str] = (),
+        lock: bool = False,
+        sets: Callable[[str], int | None] = lambda name: None,
     ) -> None:
         self.version = version
         self.nft = nft
         self.nfacct = set(nfacct)
+        self.version_of_set = sets
         self.tables: dict[str, Table] = {}
         self.calls: Counter[str] = Counter()
         self.lines = 0
@@ -558,6 +622,16 @@ class Xtables:
     def rules(self, table: str, chain: str) -> list[str]:
         """The rules of a chain as iptables-save prints them, without ``-A CHAIN``."""
         return [rule.text for rule in self.table(table).chains[chain]]
+
+    def uses_of_set(self, name: str) -> int:
+        """How many rules match an ipset, which therefore cannot be destroyed."""
+        return sum(
+            condition.option == "--match-set" and condition.value.partition(" ")[0] == name
+            for table in self.tables.values()
+            for rules in table.chains.values()
+            for rule in rules
+            for condition in rule.conditions
+        )
 
     def flush(self) -> None:
         """Somebody else clears everything."""
@@ -813,6 +887,8 @@ class Xtables:
                 raise _usage(f"Can't use -i with {chain}\n")
             if condition.option == "-o" and chain in ("INPUT", "PREROUTING"):
                 raise _usage(f"Can't use -o with {chain}\n")
+            if condition.option == "--match-set":
+                self._check_set(condition.value.partition(" ")[0])
         target = rule.target
         if target == "DROP" and work.name == "nat":
             raise _usage(
@@ -831,6 +907,15 @@ class Xtables:
                     raise _MissingChain(f"Chain '{target}' does not exist")
                 raise _usage(f"Couldn't load target `{target}':No such file or directory\n")
         return rule
+
+    def _check_set(self, name: str) -> None:
+        version = self.version_of_set(name)
+        if version is None:
+            raise _usage(f"Set {name} doesn't exist.\n")
+        if version not in (0, self.version):
+            raise _usage(
+                f"The protocol family of set {name} is IPv{version}, which is not applicable.\n"
+            )
 
     def _check_commit(
         self,
@@ -971,7 +1056,10 @@ def _locked() -> Finished:
 
 
 def _requoted(word: str) -> str:
-    return word if _PLAIN.fullmatch(word.replace("/", "").replace(".", "")) else shlex.quote(word)
+    if word and not re.search(r'[\s"\\]', word):
+        return word
+    escaped = re.sub(r'(["\\])', r"\\\1", word)
+    return f'"{escaped}"'
 
 
 def _check_name(chain: str) -> None:

@@ -11,7 +11,7 @@ from string import Template
 
 from msgspec import Struct
 
-__all__ = ["BASE", "CASES", "NFACCT", "Case", "spelled"]
+__all__ = ["BASE", "CASES", "NFACCT", "Case", "accepted", "filter_", "nat", "refused", "spelled"]
 
 NFACCT = "counter_that_exists"
 
@@ -36,6 +36,9 @@ _WORDS = {
         "other_dnat": "[fd00::1]:80",
         "bad_mask": "10.0.0.0/33",
         "refused": "icmp-port-unreachable",
+        "pairs": "PAIRS",
+        "nets": "NETS",
+        "other_pairs": "PAIRS6",
     },
     6: {
         "host": "fd00:1:2::3",
@@ -49,6 +52,9 @@ _WORDS = {
         "other_dnat": "10.0.0.1:80",
         "bad_mask": "fd00::/129",
         "refused": "icmp6-port-unreachable",
+        "pairs": "PAIRS6",
+        "nets": "NETS6",
+        "other_pairs": "PAIRS",
     },
 }
 
@@ -84,6 +90,8 @@ _LONG = "A123456789B123456789C123456789"
 
 _RULES = [
     '-m comment --comment "shop/web:http cluster IP" -m tcp -p tcp -d $host --dport 80 -j TWO',
+    "-m comment --comment \"type 'hash ip:port'\" -j TWO",
+    "-m comment --comment \"type \\'hash ip:port\\'\" -j TWO",
     "-m comment --comment shop/web -m udp -p udp -d $host --dport 53 -j TWO",
     "-m comment --comment word -j TWO",
     "-m sctp -p sctp --dport 9 -j TWO",

@@ -187,6 +187,14 @@ def test_writes_are_bounded(on, size, count, expected):
     assert expected == [len(write) for write in kernel.writes]
 
 
+def test_the_last_of_a_write_keeps_its_own_header(on):
+    """Not that of the larger one, of another type, which did not fit any more."""
+    kernel = Kernel()
+    sent = [(0x20, 0x400, b"small"), (0x21, 0x200, bytes(48 << 10))]
+    assert [0, 0] == on(kernel).batch(sent)
+    assert [[(0x20, 0x405, b"small")], [(0x21, 0x205, bytes(48 << 10))]] == kernel.writes
+
+
 def test_answers_to_earlier_requests_are_skipped(on):
     late = header(36, 2, sequence=4) + struct.pack("=i", -1) + header(20, 0x20, sequence=4)
     netlink = on(Kernel(stale=[late]))

@@ -1,0 +1,40 @@
+"""What a proxy mode brings along: the one thing the daemon asks of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from threading import Event
+from typing import Any
+
+from msgspec import Struct
+
+from pykubeproxy.config import Config
+from pykubeproxy.iptables.tools import Tools
+from pykubeproxy.loop import FamilyProxy, Suspicions
+from pykubeproxy.metrics import Metrics
+from pykubeproxy.model.kinds import Family
+
+__all__ = ["Backend", "Surroundings"]
+
+
+class Surroundings(Struct, frozen=True):
+    """What every mode is built from. ``tools`` are those of the IP families this node has."""
+
+    config: Config
+    tools: Mapping[Family, Tools]
+    metrics: Metrics
+    suspicions: Suspicions
+    clock: Callable[[], float]
+    stop: Event
+
+
+class Backend(Struct, frozen=True):
+    """One mode, ready to run.
+
+    ``start`` is called with what to call after an address of this node came or went, ``close``
+    at the end.
+    """
+
+    families: Sequence[FamilyProxy[Any, Any]]
+    start: Callable[[Callable[[], None]], None]
+    close: Callable[[], None]

@@ -1,0 +1,1 @@
+"""IPVS mode: virtual servers, and the addresses, sets and rules around them."""

@@ -1,0 +1,225 @@
+"""Effects on ipsets: create, fill, empty and read back, many entries in one message."""
+
+from __future__ import annotations
+
+import errno
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import structlog
+
+from pykubeproxy.errors import HostError
+from pykubeproxy.host.netlink import Netlink, Request
+from pykubeproxy.ipvs.messages import (
+    ENTRIES_PER_MESSAGE,
+    SetHeader,
+    add_entries,
+    create_set,
+    decode_listing,
+    del_entries,
+    destroy_set,
+    list_headers,
+    list_set,
+    refused_line,
+    set_error,
+)
+from pykubeproxy.ipvs.names import SETS, set_name
+from pykubeproxy.ipvs.objects import IPSet, Key, Present, SetEntry, SetType, Value
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.sync.outcome import Applied, Change, Outcome, Partly, Transaction, Unknown
+
+__all__ = ["Sets", "SetsObservation"]
+
+log = structlog.get_logger(__name__)
+
+Item = tuple[ServiceKey, SetEntry]
+
+
+class Job(NamedTuple):
+    """A request, and the entries it carries or the set it is about."""
+
+    request: Request
+    adds: bool
+    set_name: str
+    items: Sequence[Item] = ()
+    owner: ServiceKey | None = None
+
+
+class SetsObservation:
+    def __init__(
+        self, family: Family, headers: dict[str, SetHeader], entries: dict[str, set[str]]
+    ) -> None:
+        self._family = family
+        self._headers = headers
+        self._entries = entries
+
+    def holds(self, key: IPSet | SetEntry, value: Value) -> bool:
+        if isinstance(key, SetEntry):
+            return key.entry in self._entries.get(key.set, ())
+        header = self._headers.get(key.name)
+        if header is None or not isinstance(value, SetType) or header.type != value.type:
+            return False
+        return header.family in (self._family, None)
+
+    def strays(self, wanted: set[Key]) -> dict[Key, Value]:
+        found: dict[Key, Value] = {}
+        for name, entries in self._entries.items():
+            keys = (SetEntry(name, entry) for entry in entries)
+            found.update((key, Present()) for key in keys if key not in wanted)
+        return found
+
+
+class Sets:
+    """The sets of one family. Not safe for several threads; *channel* is of nfnetlink."""
+
+    def __init__(self, family: Family, channel: Netlink) -> None:
+        self._family = family
+        self._channel = channel
+        self._names = [set_name(name, family) for name in SETS]
+        self._counts: dict[str, int] = {}
+
+    def observe(self) -> SetsObservation:
+        """Raises HostError."""
+        headers: dict[str, SetHeader] = {}
+        entries: dict[str, set[str]] = {}
+        for name in self._names:
+            try:
+                for data, start, end in self._channel.dump(*list_set(name)):
+                    listing = decode_listing(data, start, end)
+                    if listing.header is not None:
+                        headers[name] = listing.header
+                    entries.setdefault(name, set()).update(listing.entries)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise HostError(f"listing ipset {name}: {_sentence(error)}") from error
+            except ValueError as error:
+                raise HostError(f"listing ipset {name}: {error}") from error
+        self._counts = {name: len(entries[name]) for name in entries}
+        return SetsObservation(self._family, headers, entries)
+
+    def intact(self) -> bool:
+        """Tell whether every set is there with as many entries as were written."""
+        found: dict[str, int | None] = {}
+        try:
+            for data, start, end in self._channel.dump(*list_headers()):
+                listing = decode_listing(data, start, end)
+                if listing.header is not None:
+                    found[listing.set] = listing.header.elements
+        except (OSError, ValueError) as error:
+            log.warning("ipsets not looked at", reason=_sentence(error))
+            return True
+        return all(
+            name in found and found[name] in (None, count) for name, count in self._counts.items()
+        )
+
+    def apply(self, transaction: Transaction[Key, Value]) -> Outcome:
+        jobs = _jobs(transaction, self._family)
+        refused: dict[ServiceKey, str] = {}
+        failed: set[tuple[ServiceKey, Key]] = set()
+        sent = size = 0
+        try:
+            while jobs:
+                refusals = self._channel.refusals([job.request for job in jobs])
+                sent += len(jobs)
+                size += sum(len(job.request[2]) for job in jobs)
+                again: list[Job] = []
+                for at, refusal in refusals.items():
+                    job = jobs[at]
+                    if job.owner is None and refusal.errno == errno.ENOENT:
+                        if job.adds:
+                            return Unknown(f"ipset {job.set_name} is gone, somebody destroyed it")
+                        continue  # and its entries with it
+                    line = refused_line(refusal.body) if job.items else None
+                    culprits = job.items if line is None else job.items[line : line + 1]
+                    detail = set_error(refusal.errno, _type_of(job.set_name, self._family))
+                    for owner, key in culprits:
+                        refused.setdefault(owner, f"{key}: {detail}")
+                        failed.add((owner, key))
+                    if job.owner is not None:
+                        refused[job.owner] = f"ipset {job.set_name}: {detail}"
+                        failed.add((job.owner, IPSet(job.set_name)))
+                    if line is not None and line + 1 < len(job.items):
+                        again.append(_entries_job(job.set_name, job.items[line + 1 :], job.adds))
+                jobs = again
+        except OSError as error:
+            return Unknown(f"writing ipsets: {_sentence(error)}")
+        applied = Applied(sent, size, sent)
+        landed = _without(transaction, failed) if failed else transaction
+        self._count(landed)
+        return Partly(landed, refused, applied) if refused else applied
+
+    def _count(self, landed: Transaction[Key, Value]) -> None:
+        for change in landed.changes:
+            for key in change.put:
+                if isinstance(key, IPSet):
+                    self._counts.setdefault(key.name, 0)
+                elif isinstance(key, SetEntry) and key not in change.old:
+                    self._counts[key.set] = self._counts.get(key.set, 0) + 1
+            for key in change.drop:
+                if isinstance(key, SetEntry):
+                    self._counts[key.set] = self._counts.get(key.set, 0) - 1
+                elif isinstance(key, IPSet):
+                    self._counts.pop(key.name, None)
+
+
+def _jobs(transaction: Transaction[Key, Value], family: Family) -> list[Job]:
+    """Sets that come, entries that come, entries that go, sets that go."""
+    coming: list[Job] = []
+    going: list[Job] = []
+    adds: dict[str, list[Item]] = defaultdict(list)
+    drops: dict[str, list[Item]] = defaultdict(list)
+    for change in transaction.changes:
+        for key, value in change.put.items():
+            if isinstance(key, IPSet):
+                assert isinstance(value, SetType)
+                request = create_set(key.name, value.type, family)
+                coming.append(Job(request, True, key.name, owner=change.owner))
+            elif isinstance(key, SetEntry):
+                adds[key.set].append((change.owner, key))
+        for key in change.drop:
+            if isinstance(key, IPSet):
+                going.append(Job(destroy_set(key.name), False, key.name, owner=change.owner))
+            elif isinstance(key, SetEntry):
+                drops[key.set].append((change.owner, key))
+    for by_set, adding in ((adds, True), (drops, False)):
+        for name, items in by_set.items():
+            for start in range(0, len(items), ENTRIES_PER_MESSAGE):
+                part = items[start : start + ENTRIES_PER_MESSAGE]
+                coming.append(_entries_job(name, part, adding))
+    return coming + going
+
+
+def _entries_job(name: str, items: Sequence[Item], adds: bool) -> Job:
+    encode = add_entries if adds else del_entries
+    return Job(encode(name, [key.entry for _, key in items]), adds, name, items)
+
+
+def _type_of(name: str, family: Family) -> str:
+    return next((kind.type for kind in SETS.values() if set_name(kind.name, family) == name), "")
+
+
+def _without(
+    transaction: Transaction[Key, Value], failed: set[tuple[ServiceKey, Key]]
+) -> Transaction[Key, Value]:
+    return Transaction(
+        transaction.scope,
+        tuple(
+            Change(
+                change.owner,
+                {k: v for k, v in change.put.items() if (change.owner, k) not in failed},
+                {k: v for k, v in change.drop.items() if (change.owner, k) not in failed},
+                change.old,
+            )
+            for change in transaction.changes
+        ),
+    )
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EPERM:
+        return "not permitted; run as root (NET_ADMIN)"
+    if isinstance(error, OSError) and error.errno:
+        return set_error(error.errno)
+    return str(error)
