@@ -18,6 +18,7 @@ from e2e.lab import REFUSED, TIMEOUT, Answer, Lab, Reply, has_sctp, stop
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.model.objects import WireObject
 from tests.build import endpoint, manifest, service, slice_
+from tests.contract.differences import own_address
 from tests.contract.world import (
     ADDRESS_OF,
     BOUND_ADDRESSES,
@@ -54,8 +55,9 @@ def packets_on_wire(world: World, family: Family, place: Place) -> list[Packet]:
 class ProxiedLab:
     """Context manager: one lab, one daemon, all *worlds* (which share their settings)."""
 
-    def __init__(self, variant: str, worlds: Sequence[World]) -> None:
+    def __init__(self, variant: str, worlds: Sequence[World], mode: str = "iptables") -> None:
         self._variant = variant
+        self._mode = mode
         self._worlds = {world.name: (Place(i), world) for i, world in enumerate(worlds, start=1)}
         self._parts = ExitStack()
         self.lab = Lab()
@@ -70,7 +72,7 @@ class ProxiedLab:
             self._write_manifests()
             settings = next(iter(self._worlds.values()))[1].settings
             flags = [
-                "--proxy-mode=iptables",
+                f"--proxy-mode={self._mode}",
                 f"--iptables-variant={self._variant}",
                 "--hostname-override=node",
                 f"--manifests={self.manifests}",
@@ -192,6 +194,8 @@ class ProxiedLab:
 
     def _misled(self, packet: Packet, family: Family, expected: Forward) -> str | None:
         client = address(ADDRESS_OF[ROLE_OF[packet.sender]], family)
+        if self._mode == "ipvs":
+            client = own_address(packet, family)
         node = address(ADDRESS_OF["node"], family)
         wanted = {(e, client) for e in expected.own} | {(e, node) for e in expected.node}
         seen: set[tuple[str, str]] = set()

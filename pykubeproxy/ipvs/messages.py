@@ -697,7 +697,9 @@ _SHAPES = [
 
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO = 1, 2, 6
+_NEVER_PREFERRED = attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, 0xFFFFFFFF, 0, 0))
+"""Preferred for 0 seconds, valid for ever; two timestamps that the kernel fills in."""
 
 
 class Address(Struct, frozen=True, gc=False):
@@ -712,8 +714,14 @@ class Address(Struct, frozen=True, gc=False):
 
 
 def new_address(index: int, address: str) -> Request:
-    """Add a single address (/32, /128) to an interface; EEXIST where it has it."""
+    """Add a single address (/32, /128) to an interface; EEXIST where it has it.
+
+    One of IPv6 is deprecated from the start (RFC 4862): it is served, and answers come from it,
+    but nobody picks it as a source. Else MASQUERADE would, on devices without an address.
+    """
     kind, _, body = _address_request(_RTM_NEWADDR, index, address)
+    if ":" in address:
+        body += _NEVER_PREFERRED
     # Not REPLACE, which sends a notice to every follower for what has not changed.
     return kind, CREATE | EXCL, body
 

@@ -1,18 +1,20 @@
 """Changes become transactions, in the order they must land.
 
 What is new comes from the packet's end to its beginning: sets first, because the rules ask them;
-then virtual servers with their real servers; then the addresses that make packets come to them;
-then the rules. So nothing is reached before it can answer, and a node that comes from another
-mode keeps being served by the old rules until the new ones replace them in one commit. What goes,
-goes in the opposite order, after everything new is in.
+virtual servers with their real servers; the rules, so that nobody is served without them; then
+the addresses that make packets come. Where the rules of iptables mode are still in, the
+addresses come before the rules: the old ones redirect until the new ones replace them in one
+commit, and from then on the packets must find somebody. What goes, goes in the opposite order,
+after everything new is in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pykubeproxy.iptables import objects as xtables
+from pykubeproxy.iptables.names import is_service_chain
 from pykubeproxy.ipvs.objects import BoundAddress, IPSet, Key, Real, SetEntry, Value, Virtual
 from pykubeproxy.sync.outcome import BASE, Change, Transaction
 
@@ -47,11 +49,16 @@ def plan(changes: Sequence[IpvsChange], plan_rules: RulesPlan) -> list[IpvsTrans
     """
     ordered = sorted(changes, key=lambda change: change.owner != BASE)
     rules = [part for change in ordered if (part := _rules_of(change)) is not None]
-    return [
-        *_puts(ordered),
-        *(plan_rules(rules) if rules else ()),  # type: ignore[list-item]  # keys are a part of ours
-        *_drops(ordered),
-    ]
+    sets_and_servers, addresses = _puts(ordered, SETS, SERVERS), _puts(ordered, ADDRESSES)
+    rule_plan: Sequence[Transaction[Any, Any]] = plan_rules(rules) if rules else ()
+    if any(map(_is_of_iptables_mode, rules)):
+        return [*sets_and_servers, *addresses, *rule_plan, *_drops(ordered)]
+    return [*sets_and_servers, *rule_plan, *addresses, *_drops(ordered)]
+
+
+def _is_of_iptables_mode(change: Change[xtables.Key, xtables.Rules]) -> bool:
+    """Tell whether *change* removes a chain that only iptables mode has."""
+    return any(isinstance(key, xtables.Chain) and is_service_chain(key.name) for key in change.drop)
 
 
 def rules_in(objects: Mapping[Key, Value]) -> dict[xtables.Key, xtables.Rules]:
@@ -71,8 +78,10 @@ def _rules_of(change: IpvsChange) -> Change[xtables.Key, xtables.Rules] | None:
     return Change(change.owner, put, drop, rules_in(change.old))
 
 
-def _puts(changes: Sequence[IpvsChange]) -> Iterator[IpvsTransaction]:
+def _puts(changes: Sequence[IpvsChange], *scopes: str) -> Iterator[IpvsTransaction]:
     for scope, kinds in _KINDS:
+        if scope not in scopes:
+            continue
         parts = []
         for change in changes:
             put = _wholes_first(change.put, kinds)

@@ -8,7 +8,7 @@ POSTROUTING and then INPUT. Only packets that begin a connection (ctstate NEW) a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from tests.fakes.xtables import Condition, Rule, Table, Xtables
 
-__all__ = ["Fate", "Outcome", "Sent", "trace"]
+__all__ = ["At", "Fate", "Netfilter", "Outcome", "Sent", "merged", "trace", "walk_hook"]
 
 
 class Sent(Struct, frozen=True):
@@ -32,6 +32,7 @@ class Sent(Struct, frozen=True):
     dnat: bool = False
     masqueraded: bool = False
     remembers: frozenset[str] = frozenset()  # lists of "recent" that now hold the source
+    virtual: tuple[str, str, int] | None = None  # whom IPVS translated it for
 
     @property
     def destination(self) -> str:
@@ -53,13 +54,20 @@ class Outcome(Struct, frozen=True):
     remembers: frozenset[str] = frozenset()
 
 
-class _World(NamedTuple):
+def _no_sets(name: str, directions: Sequence[str], packet: Sent) -> bool:
+    raise NotImplementedError(f"the tracer cannot tell whether ipset {name} matches")
+
+
+class Netfilter(NamedTuple):
+    """What rules ask. ``in_set`` takes the name of an ipset, the directions, and the packet."""
+
     tables: Mapping[str, Table]
     is_local: Callable[[str], bool]
     recent: Mapping[str, frozenset[str]]
+    in_set: Callable[[str, Sequence[str], Sent], bool] = _no_sets
 
 
-class _At(NamedTuple):
+class At(NamedTuple):
     """A state of the walk."""
 
     packet: Sent
@@ -80,21 +88,29 @@ def trace(
     def is_local(address: str) -> bool:
         return address in local_addresses or ip_address(address).is_loopback
 
-    world = _World({n: kernel.table(n) for n in ("nat", "filter")}, is_local, recent or {})
+    world = Netfilter({n: kernel.table(n) for n in ("nat", "filter")}, is_local, recent or {})
     own = packet.interface == ""
-    merged: dict[tuple[Fate, frozenset[str]], float] = {}
-    for hook, at in _walk_hook(world, "nat", "OUTPUT" if own else "PREROUTING", packet):
-        if hook != "accept":
-            fates: Iterator[tuple[Fate, _At]] = iter([(Fate(hook), at)])
-        else:
-            fates = _after_nat(world, at, own=own)
-        for fate, end in fates:
-            key = (fate, end.packet.remembers)
-            merged[key] = merged.get(key, 0.0) + end.probability
-    return [Outcome(fate, probability, memory) for (fate, memory), probability in merged.items()]
+
+    def fates() -> Iterator[tuple[Fate, At]]:
+        for verdict, at in walk_hook(world, "nat", "OUTPUT" if own else "PREROUTING", packet):
+            if verdict != "accept":
+                yield Fate(verdict), at
+            else:
+                yield from _after_nat(world, at, own=own)
+
+    return merged(fates())
 
 
-def _after_nat(world: _World, start: _At, *, own: bool) -> Iterator[tuple[Fate, _At]]:
+def merged(ends: Iterable[tuple[Fate, At]]) -> list[Outcome]:
+    """Add up the probabilities of equal ends."""
+    shares: dict[tuple[Fate, frozenset[str]], float] = {}
+    for fate, at in ends:
+        key = (fate, at.packet.remembers)
+        shares[key] = shares.get(key, 0.0) + at.probability
+    return [Outcome(fate, probability, memory) for (fate, memory), probability in shares.items()]
+
+
+def _after_nat(world: Netfilter, start: At, *, own: bool) -> Iterator[tuple[Fate, At]]:
     local = world.is_local(start.packet.target)
     if own:
         # What the node sends to itself comes in again, over lo.
@@ -111,7 +127,7 @@ def _after_nat(world: _World, start: _At, *, own: bool) -> Iterator[tuple[Fate, 
             packet = at.packet
             if own:
                 packet = replace(packet, interface="lo" if chain == "INPUT" else "")
-            for verdict, after in _walk_hook(world, table, chain, packet, at.probability):
+            for verdict, after in walk_hook(world, table, chain, packet, at.probability):
                 if verdict == "accept":
                     passed.append(after)
                 else:
@@ -124,22 +140,22 @@ def _after_nat(world: _World, start: _At, *, own: bool) -> Iterator[tuple[Fate, 
             yield Fate("untouched"), at
 
 
-def _walk_hook(
-    world: _World, table: str, chain: str, packet: Sent, probability: float = 1.0
-) -> Iterator[tuple[str, _At]]:
+def walk_hook(
+    world: Netfilter, table: str, chain: str, packet: Sent, probability: float = 1.0
+) -> Iterator[tuple[str, At]]:
     rules = world.tables[table]
-    for verdict, at in _walk(world, rules, chain, _At(packet, probability)):
+    for verdict, at in _walk(world, rules, chain, At(packet, probability)):
         if verdict == "return":
             yield rules.policies[chain].lower(), at
         else:
             yield verdict, at
 
 
-def _walk(world: _World, table: Table, chain: str, start: _At) -> Iterator[tuple[str, _At]]:
+def _walk(world: Netfilter, table: Table, chain: str, start: At) -> Iterator[tuple[str, At]]:
     """Yield ``accept``, ``drop`` or ``reject``, or ``return`` at the end of the chain."""
     states = [start]
     for rule in table.chains[chain]:
-        going_on: list[_At] = []
+        going_on: list[At] = []
         for at in states:
             yes, chance = _matches(world, rule, at.packet)
             if not yes:
@@ -147,7 +163,7 @@ def _walk(world: _World, table: Table, chain: str, start: _At) -> Iterator[tuple
                 continue
             if chance < 1.0:
                 going_on.append(at._replace(probability=at.probability * (1 - chance)))
-            hit = _At(_remember(rule, at.packet), at.probability * chance)
+            hit = At(_remember(rule, at.packet), at.probability * chance)
             for verdict, after in _target(world, table, rule, hit):
                 if verdict == "continue":
                     going_on.append(after)
@@ -160,7 +176,7 @@ def _walk(world: _World, table: Table, chain: str, start: _At) -> Iterator[tuple
         yield "return", at
 
 
-def _target(world: _World, table: Table, rule: Rule, at: _At) -> Iterator[tuple[str, _At]]:
+def _target(world: Netfilter, table: Table, rule: Rule, at: At) -> Iterator[tuple[str, At]]:
     match rule.target:
         case "":
             yield "continue", at
@@ -200,7 +216,7 @@ def _remember(rule: Rule, packet: Sent) -> Sent:
     return replace(packet, remembers=packet.remembers | {options["--name"]})
 
 
-def _matches(world: _World, rule: Rule, packet: Sent) -> tuple[bool, float]:
+def _matches(world: Netfilter, rule: Rule, packet: Sent) -> tuple[bool, float]:
     chance = 1.0
     names = {c.option: c.value for c in rule.conditions if c.match == "recent"}
     for condition in rule.conditions:
@@ -216,7 +232,7 @@ def _matches(world: _World, rule: Rule, packet: Sent) -> tuple[bool, float]:
     return chance > 0.0, chance
 
 
-def _holds(world: _World, condition: Condition, packet: Sent) -> bool:
+def _holds(world: Netfilter, condition: Condition, packet: Sent) -> bool:
     value = condition.value
     match condition.option:
         case "-s":
@@ -240,10 +256,24 @@ def _holds(world: _World, condition: Condition, packet: Sent) -> bool:
             return world.is_local(packet.target) == (value == "LOCAL")
         case "--src-type":
             return world.is_local(packet.source) == (value == "LOCAL")
+        case "--match-set":
+            name, _, directions = value.partition(" ")
+            return world.in_set(name, directions.split(","), packet)
+        case "--physdev-is-in":
+            return False  # there is no bridge
+        case "--vproto":
+            return packet.virtual is not None and packet.virtual[0] == _NAMES.get(value)
+        case "--vaddr":
+            return packet.virtual is not None and packet.virtual[1] == value
+        case "--vport":
+            return packet.virtual is not None and packet.virtual[2] == int(value)
         case "--comment" | "--nfacct-name" | "--mode":
             return True
         case other:
             raise NotImplementedError(f"the tracer cannot tell whether {other} {value} holds")
+
+
+_NAMES = {"6": "tcp", "17": "udp", "132": "sctp"}
 
 
 def _is_interface(name: str, pattern: str) -> bool:

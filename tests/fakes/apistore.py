@@ -195,7 +195,7 @@ def _field(term: str, obj: Object) -> bool:
     found: Any = obj
     for part in path.split("."):
         found = found.get(part, "") if isinstance(found, dict) else ""
-    return (found == value) != negative
+    return bool(found == value) != negative
 
 
 def encode_token(version: int, key: Key) -> str:

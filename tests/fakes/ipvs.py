@@ -71,6 +71,7 @@ class FakeKernel:
         """Those messages, with their protocol, oldest first."""
         self.dumps: Counter[int] = Counter()
         self.interrupted_dumps = 0
+        """How many of the next dumps tell that the table changed meanwhile."""
         self._faults: list[_Fault] = []
         if device:
             self.links.add(DEVICE, "dummy")

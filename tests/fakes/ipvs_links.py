@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from ipaddress import ip_address
 
 from msgspec import Struct
@@ -39,8 +39,6 @@ class Links:
         self.links: dict[int, Link] = {1: Link("lo", "", _UP | _LOOPBACK)}
         self.links[1].addresses.update({"127.0.0.1/8": 254, "::1/128": 254})
         self.kinds = {"dummy"}
-        self.notices: list[Callable[[str, str, bool], None]] = []
-        """Each is told interface name, address and whether it came."""
 
     def add(self, name: str, kind: str = "", addresses: Iterable[str] = ()) -> int:
         """Add an interface that is up, as the administrator would; return its index."""
@@ -110,8 +108,6 @@ class Links:
             if address in link.addresses or bare in same:
                 raise Refused(errno.EEXIST)
             link.addresses[address] = scope
-        for tell in self.notices:
-            tell(link.name, bare, kind == NEWADDR)
 
     def _link(self, kind: int, flags: int, body: bytes) -> bytes:
         _, _, index, _, _ = _IFINFOMSG.unpack_from(body)

@@ -75,9 +75,6 @@ class Sets:
     def in_use(self, name: str) -> int:
         return sum(count(name) for count in self.references)
 
-    def contains(self, name: str, entry: str) -> bool:
-        return entry in self.sets[name].entries
-
     # --- requests ---
 
     def modifies(self, kind: int) -> bool:

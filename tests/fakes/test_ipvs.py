@@ -122,6 +122,16 @@ def test_an_absent_set_cannot_be_listed(kernel: FakeKernel) -> None:
         list(kernel.channel(NETFILTER).dump(*m.list_set("NOPE")))
 
 
+def test_a_dump_can_be_interrupted(served: FakeKernel) -> None:
+    served.interrupted_dumps = 1
+    seen = []
+    for _ in range(2):
+        dump = served.channel(NETFILTER).dump(*m.list_headers())
+        assert len(list(dump)) == 1
+        seen.append(dump.interrupted)
+    assert [True, False] == seen
+
+
 def test_a_dump_is_not_left_unread(served: FakeKernel) -> None:
     channel = served.channel(NETFILTER)
     for _ in channel.dump(*m.list_headers()):
