@@ -21,6 +21,7 @@ __all__ = ["main"]
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _TOOLS = ("ip", "nsenter", "iptables-save", "iptables-restore")
+_IPVS_TOOLS = ("ipset", "ipvsadm")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # A root shell that came from plain `su` does not find the iptables tools.
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    if problem := _why_not_here():
+    if problem := _why_not_here(options.mode):
         sys.stderr.write(f"demo: {problem}\n")
         return 2
     from e2e.guest import has_ip_vs, in_guest
 
     if options.mode == "ipvs" and not in_guest() and not has_ip_vs():
-        return _in_guest(arguments)
+        return _in_guest(arguments, keep=options.keep)
     if in_guest() and options.variant == "auto":
         options.variant = "legacy"  # the only one that works there
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     screen = Screen(sys.stdout, fast=options.fast)
     try:
-        with _endings() as no_more, Stage(options.variant) as stage:
+        with _endings() as no_more, Stage(options.variant, options.mode) as stage:
             try:
                 tell(stage, screen, keep=options.keep)
             finally:
@@ -72,10 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _in_guest(arguments: Sequence[str]) -> int:
+def _in_guest(arguments: Sequence[str], *, keep: bool) -> int:
     """Run this program once more, on a kernel that has IPVS; returns its exit status."""
     from e2e.guest import GuestError, run, why_not_here
 
+    if keep:
+        sys.stderr.write(
+            "demo: this kernel has no IPVS, and what runs in a guest cannot be looked at from "
+            "another terminal; leave --keep out, or run it where `modprobe ip_vs` works\n"
+        )
+        return 2
     if problem := why_not_here():
         sys.stderr.write(f"demo: {problem}\n")
         return 2
@@ -120,14 +127,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _why_not_here() -> str:
+def _why_not_here(mode: str) -> str:
     """One sentence about what the demo lacks on this machine, or nothing."""
     if os.geteuid() != 0:
         return (
             "making network namespaces needs root; run `make demo` (it asks sudo), "
             "or this command as root"
         )
-    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    needed = _TOOLS if mode == "iptables" else _TOOLS + _IPVS_TOOLS
+    missing = [tool for tool in needed if shutil.which(tool) is None]
     if missing:
         return f"these programs are missing: {', '.join(missing)}; `make setup` installs them"
     return ""

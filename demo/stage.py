@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import yaml
 
+from e2e.guest import in_guest
 from e2e.lab import Answer, Connection, Lab, Reply, stop
 from e2e.lab.addresses import CLUSTER_CIDR, LOCAL_PODS, NODE_NAME, REMOTE_NODE_NAME
 
@@ -27,7 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples"
 DNS_PODS = ("p2", "r2")
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0 if in_guest() else 20.0  # one processor for everybody in there
+_PATIENCE_SECONDS = 15.0 if in_guest() else 5.0
 _NAMESPACES = Path("/run/netns")
 
 
@@ -49,7 +51,8 @@ def who(reply: Reply) -> str:
 class Stage:
     """Context manager: inside, the lab exists; the daemon runs from `start` to `stop`."""
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: str, mode: str = "iptables") -> None:
+        self.mode = mode
         self._asked_variant = variant
         self._parts = ExitStack()
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -93,7 +96,7 @@ class Stage:
     def flags(self) -> tuple[str, ...]:
         variant = self._asked_variant
         return (
-            "--proxy-mode=iptables",
+            f"--proxy-mode={self.mode}",
             *(() if variant == "auto" else (f"--iptables-variant={variant}",)),
             f"--hostname-override={NODE_NAME}",
             f"--cluster-cidr={CLUSTER_CIDR[4]}",
@@ -140,18 +143,20 @@ class Stage:
                 found.append({"event": line})  # a plain message before logging was set up
         return found
 
-    def synced(self, start: int = 0) -> list[dict[str, Any]]:
-        """The IPv4 passes that changed something, as logged from line *start* on."""
+    def synced(self, start: int = 0, family: str = "IPv4") -> list[dict[str, Any]]:
+        """The passes of a family that changed something, as logged from line *start* on."""
         return [
             one
             for one in self.records(start)
-            if one["event"] == "synced" and one["family"] == "IPv4"
+            if one["event"] == "synced" and one["family"] == family
         ]
 
     def log_length(self) -> int:
         return len(self.log.read_text().splitlines())
 
-    def wait_for(self, holds: Callable[[], object], what: str, seconds: float = 5.0) -> None:
+    def wait_for(
+        self, holds: Callable[[], object], what: str, seconds: float = _PATIENCE_SECONDS
+    ) -> None:
         """Wait until *holds*; the daemon's end or the end of patience is `Unmet`."""
         deadline = time.monotonic() + seconds
         while not holds():
@@ -186,8 +191,11 @@ class Stage:
 
     def saved(self) -> list[str]:
         """The lines of iptables-save, all tables."""
-        done = self.lab.run("node", f"iptables-{self.variant}-save")
-        return done.stdout.decode().splitlines()
+        return self.shown(f"iptables-{self.variant}-save")
+
+    def shown(self, *argv: str) -> list[str]:
+        """The lines that a program on the node prints."""
+        return self.lab.run("node", *argv).stdout.decode().splitlines()
 
     # --- connections ---
 

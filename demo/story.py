@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from demo import iptables_chapters, ipvs_chapters
+from demo.cast import (
+    CART,
+    CLIENT,
+    DNS,
+    FAR,
+    NODE,
+    NODE_PORT,
+    PICTURE,
+    PUBLIC,
+    WEB,
+    WEB_FILE,
+    WEB_PODS,
+)
+from demo.chapters import Chapters, echoes
 from demo.following import follow
-from demo.rules import explain, mentions, rules_of
 from demo.screen import Screen
 from demo.stage import EXAMPLES, Stage, Unmet, expect, who
+from e2e.guest import in_guest
 from e2e.lab import REFUSED, Answer, Connection
 
-__all__ = ["PICTURE", "tell"]
+__all__ = ["tell"]
 
-NODE = "192.0.2.10"
-FAR = "192.0.2.11"
-CLIENT = "192.0.2.100"
-DNS = "10.96.0.10"
-WEB = "10.96.0.20"
-WEB_FILE = "10-web-clusterip.yaml"
-NODE_PORT = 30080
-PUBLIC = "203.0.113.40"
-CART = "10.96.0.50"
-
-PICTURE = """
-client 192.0.2.100 ──┐                       ┌── p1 10.244.0.11
-                     ├── node 192.0.2.10 ────┼── p2 10.244.0.12
-far    192.0.2.11  ──┘   pykubeproxy here    └── p3 10.244.0.13 (the caller)
- ├── r1 10.244.1.11
- └── r2 10.244.1.12
-"""
-_OURS = re.compile(r"^:(KUBE-\S+)")
-_FOREIGN = {"KUBE-FIREWALL"}  # shared with kubelet, so a proxy never removes it
+_CHAPTERS: Mapping[str, Chapters] = {"iptables": iptables_chapters, "ipvs": ipvs_chapters}
 _COLUMNS = (19, -12, -7, -6, -6, -11)
 
 
@@ -43,19 +39,21 @@ def tell(stage: Stage, screen: Screen, *, keep: bool) -> None:
     Raises:
         Unmet: something is not as the story says.
     """
+    mode = _CHAPTERS[stage.mode]
     _network(screen)
-    _start(stage, screen)
+    _start(stage, screen, mode)
     connection = stage.connect("p3", WEB, 80)
     try:
-        for chapter in (_cluster_ip, _from_outside, _load_balancer, _affinity, _dns, _no_rules):
+        for chapter in (_cluster_ip, _from_outside, _load_balancer, _affinity, _dns):
             chapter(stage, screen)
-        _changes(stage, screen, connection)
+        mode.before_changes(stage, screen, connection)
+        _changes(stage, screen, connection, mode)
+        mode.after_changes(stage, screen, connection)
     finally:
         connection.close()
-    _rules(stage, screen)
     if keep:
-        _keep(stage, screen)
-    _ending(stage, screen)
+        _keep(stage, screen, mode)
+    _ending(stage, screen, mode)
 
 
 def _network(screen: Screen) -> None:
@@ -66,9 +64,14 @@ def _network(screen: Screen) -> None:
         "there, and only rules make them real."
     )
     screen.picture(PICTURE)
+    if in_guest():
+        screen.say(
+            "The kernel is that of a User-Mode Linux guest, because the running one has no IPVS. "
+            "It is slow: on a node everything takes a fraction of the times shown here."
+        )
 
 
-def _start(stage: Stage, screen: Screen) -> None:
+def _start(stage: Stage, screen: Screen, mode: Chapters) -> None:
     screen.heading("Start the daemon")
     before = stage.lab.probe("p3", WEB, 80)
     expect(not isinstance(before, Answer), f"{WEB} answered before there was a proxy")
@@ -81,7 +84,7 @@ def _start(stage: Stage, screen: Screen) -> None:
     screen.check(f"iptables variant: {verdict['variant']} ({verdict['reason']})")
     screen.check(
         f"{len(list(EXAMPLES.glob('*.yaml')))} manifests read, {first['services']} Services "
-        f"written: {first['lines']} lines in {first['write_ms']:g} ms"
+        f"written: {first['lines']} {mode.WRITTEN} in {first['write_ms']:g} ms"
     )
     screen.check(f"{seconds * 1000:.0f} ms from start to rules in the kernel")
 
@@ -146,27 +149,14 @@ def _dns(stage: Stage, screen: Screen) -> None:
         screen.answers(sender, f"{DNS}:53/udp", counts)
 
 
-def _no_rules(stage: Stage, screen: Screen) -> None:
-    screen.heading("Services that need no proxy")
-    saved = stage.saved()
-    for service, why in (
-        ("default/web", ""),
-        ("default/db", "headless: clients dial the pods"),
-        ("default/payments", "ExternalName: an alias in DNS"),
-    ):
-        found = len(mentions(saved, service))
-        expect(bool(found) is not bool(why), f"{found} rules mention {service}")
-        screen.row([(service, 18), (f"{found} rules", -9), (why, 40)])
-
-
-def _changes(stage: Stage, screen: Screen, connection: Connection) -> None:
+def _changes(stage: Stage, screen: Screen, connection: Connection, mode: Chapters) -> None:
     screen.heading("Live changes")
     screen.say(
         "The manifest of web is rewritten while p3 connects every millisecond. How long until new "
         "connections followed, how many were lost between old and new, and what the daemon wrote:"
     )
-    screen.row(_cells("", "followed in", "probes", "lost", "lines", "written in"), "quiet")
-    three, four = ["p1", "p2", "r1"], ["p1", "p2", "r1", "r2"]
+    screen.row(_cells("", "followed in", "probes", "lost", mode.COLUMN, "written in"), "quiet")
+    three, four = list(WEB_PODS), [*WEB_PODS, "r2"]
     _change(stage, screen, "scale up 3 to 4", three, four)
     _change(stage, screen, "scale down 4 to 1", four, ["p1"])
     _change(stage, screen, "scale down 1 to 0", ["p1"], [])
@@ -179,7 +169,7 @@ def _changes(stage: Stage, screen: Screen, connection: Connection) -> None:
     counts = stage.counts("p3", WEB, 80)
     expect(set(counts) == {"p1", "p2", "r1"}, f"after scaling, web was answered by {counts}")
     screen.answers("p3", f"{WEB}:80", counts)
-    expect(_echoes(connection), "the connection opened at the start is dead")
+    expect(echoes(connection), "the connection opened at the start is dead")
     screen.check(
         f"and the connection that p3 opened to {connection.answer.server} at the very start "
         "still works"
@@ -222,24 +212,12 @@ def _cells(*texts: str) -> list[tuple[str, int]]:
     return list(zip(texts, _COLUMNS, strict=True))
 
 
-def _rules(stage: Stage, screen: Screen) -> None:
-    screen.heading("How it is done: the rules of one Service")
-    stage.set_endpoints(WEB_FILE, ["p1", "r1"])
-    stage.wait_for(
-        lambda: len(rules_of(stage.saved(), WEB)) == 8, "the eight rules of web with two endpoints"
-    )
-    screen.say("web with two endpoints, p1 and r1, from iptables-save (comments left out):")
-    saved = stage.saved()
-    for rule in rules_of(saved, WEB):
-        screen.rule_line(*explain(rule, saved, stage.lab.owner))
-
-
-def _keep(stage: Stage, screen: Screen) -> None:
+def _keep(stage: Stage, screen: Screen, mode: Chapters) -> None:
     screen.heading("Look around")
     node, client = (stage.lab.namespace(role) for role in ("node", "client"))
     screen.say("Everything keeps running. In another terminal, as root:")
     for command in (
-        f"ip netns exec {node} iptables-{stage.variant}-save -t nat | less",
+        *(f"ip netns exec {node} {command}" for command in mode.to_look_with(stage)),
         f"ip netns exec {client} bash -c 'head -1 </dev/tcp/{NODE}/{NODE_PORT}'",
         f"ip netns exec {node} curl -s localhost:10249/metrics",
         f"$EDITOR {stage.manifests / WEB_FILE}",
@@ -250,27 +228,23 @@ def _keep(stage: Stage, screen: Screen) -> None:
     stage.wait_for_interrupt()
 
 
-def _ending(stage: Stage, screen: Screen) -> None:
+def _ending(stage: Stage, screen: Screen, mode: Chapters) -> None:
     screen.heading("The end")
-    before = _ours(stage.saved())
+    before = mode.traces(stage)
     status = stage.stop()
     expect(status == 0, f"the daemon ended with status {status}:\n{stage.last_words()}")
-    after = _ours(stage.saved())
-    expect(after == before, "stopping the daemon changed the rules")
+    after = mode.traces(stage)
+    expect(after == before, f"stopping the daemon changed {mode.OURS}")
     counts = stage.counts("p3", WEB, 80, n=40)
-    expect(set(counts) == {"p1", "r1"}, f"after SIGTERM web was answered by {counts}")
-    screen.check(f"SIGTERM: the daemon is gone, its {len(after)} chains stay, and still:")
+    expect(set(counts) == set(mode.LAST_PODS), f"after SIGTERM web was answered by {counts}")
+    screen.check(f"SIGTERM: the daemon is gone, its {mode.count(after)} stay, and still:")
     screen.answers("p3", f"{WEB}:80", counts)
     done = stage.clean_up()
     expect(done.returncode == 0, f"--cleanup failed: {done.stderr.decode()}")
-    left = _ours(stage.saved())
-    expect(not left, f"--cleanup left these chains: {', '.join(sorted(left))}")
+    left = mode.traces(stage)
+    expect(not left, f"--cleanup left {mode.OURS}: {', '.join(sorted(left))}")
     expect(not isinstance(stage.lab.probe("p3", WEB, 80), Answer), f"{WEB} answers after --cleanup")
-    screen.check("pykubeproxy --cleanup: no chain of ours is left, nobody answers any more")
-
-
-def _ours(saved: Sequence[str]) -> set[str]:
-    return {match[1] for line in saved if (match := _OURS.match(line))} - _FOREIGN
+    screen.check(f"pykubeproxy --cleanup: {mode.NONE_LEFT}, nobody answers any more")
 
 
 def _with_sources(
@@ -281,10 +255,3 @@ def _with_sources(
         raise Unmet(f"{sender} -> {target}:{port}: {dict(burst.silent)} of 60 without an answer")
     counts = Counter({name.partition(":")[0]: n for name, n in burst.servers.items()})
     return counts, set(burst.sources)
-
-
-def _echoes(connection: Connection) -> bool:
-    try:
-        return connection.ask(b"still there?\n") == b"still there?\n"
-    except OSError:
-        return False

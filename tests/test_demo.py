@@ -9,10 +9,12 @@ from collections import Counter
 import pytest
 
 import demo.__main__ as entry
-from demo import story
+from demo.cast import PICTURE
 from demo.following import Followed, Outcome, judge
 from demo.rules import explain, mentions, rules_of
 from demo.screen import Screen
+from demo.servers import explain as explain_server
+from demo.servers import explain_real, virtual_servers
 
 POD = {"10.244.0.11": "p1", "10.244.1.11": "r1"}
 SAVED = """\
@@ -34,6 +36,17 @@ cluster IP" -m tcp --dport 80 -j KUBE-SVC-OTHER
 --mode random --probability 0.50000000000 -j KUBE-SEP-ONE
 -A KUBE-SVC-WEB -m comment --comment "default/web:http -> 10.244.1.11:8080" -j KUBE-SEP-TWO
 COMMIT
+""".splitlines()
+
+
+LISTED = """\
+IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn
+TCP  10.96.0.20:80 rr
+  -> 10.244.0.11:8080             Masq    1      0          40
+  -> 10.244.1.11:8080             Masq    0      1          39
+UDP  10.96.0.10:53 mh persistent 600
 """.splitlines()
 
 
@@ -95,6 +108,27 @@ def test_every_rule_is_explained():
     ]
 
 
+def test_virtual_servers_are_read_with_their_real_servers():
+    web, dns = virtual_servers(LISTED)
+    assert ("TCP", "10.96.0.20", 80, "rr", 0) == web[1:6]
+    assert ("UDP", "10.96.0.10", 53, "mh", 600) == dns[1:6]
+    expected = [("10.244.0.11:8080", 1, 0, 40), ("10.244.1.11:8080", 0, 1, 39)]
+    assert expected == [real[1:] for real in web.reals]
+    assert dns.reals == ()
+
+
+def test_every_line_about_servers_is_explained():
+    web, dns = virtual_servers(LISTED)
+    assert [
+        "TCP to 10.96.0.20 port 80? each new connection goes to the next one in the list",
+        "UDP to 10.96.0.10 port 53? a client comes back to the same one within 600 s",
+    ] == [explain_server(web), explain_server(dns)]
+    assert [
+        "p1: gets its share",
+        "r1: leaves; nothing new, and what it has may end (1 open, 39 closed)",
+    ] == [explain_real(real, POD.__getitem__) for real in web.reals]
+
+
 class Terminal(io.StringIO):
     encoding = "utf-8"
 
@@ -121,8 +155,8 @@ def test_a_stream_without_unicode_gets_plain_characters():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, "ascii")
     Screen(stream, fast=True).answers("p3", "10.96.0.20:80", Counter(p1=1))
-    assert story.PICTURE.isascii() is False
-    Screen(stream, fast=True).picture(story.PICTURE)
+    assert PICTURE.isascii() is False
+    Screen(stream, fast=True).picture(PICTURE)
     expected = b"  p3     > 10.96.0.20:80       p1 ######################## 1\n"
     assert raw.getvalue().startswith(expected)
 
@@ -143,3 +177,23 @@ def test_without_root_one_sentence_says_so(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("demo: making network namespaces needs root")
     assert said.count("\n") == 1
+
+
+def test_a_guest_cannot_be_kept(monkeypatch, capsys):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(entry.shutil, "which", lambda _tool: "/bin/it")
+    monkeypatch.setattr("e2e.guest.has_ip_vs", lambda: False)
+    monkeypatch.setattr("e2e.guest.in_guest", lambda: False)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    assert entry.main(["--mode", "ipvs", "--keep"]) == 2
+    assert "leave --keep out" in capsys.readouterr().err
+
+
+def test_missing_programs_are_named_by_mode(monkeypatch, capsys):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(
+        entry.shutil, "which", lambda tool: None if tool in ("ipset", "ipvsadm") else tool
+    )
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    assert entry.main(["--mode", "ipvs"]) == 2
+    assert "missing: ipset, ipvsadm; `make setup`" in capsys.readouterr().err

@@ -40,7 +40,14 @@ NAMES = "iptables/test_names.py"
 COMPILE = "iptables/test_compile.py"
 RENDER = "iptables/test_render.py"
 KERNEL = "iptables/test_kernel.py"
+IPVS_COMPILE = "ipvs/test_compile.py"
+IPVS_NETFILTER = "ipvs/test_netfilter.py"
+IPVS_NAMES = "ipvs/test_names.py"
+IPVS_MESSAGES = "ipvs/test_messages.py"
+IPVS_LEFTOVERS = "ipvs/test_leftovers.py"
+DRAIN = "ipvs/test_drain.py"
 CONVERGENCE = "properties/test_convergence.py"
+IPVS_CONVERGENCE = "properties/test_ipvs_convergence.py"
 CONNTRACK = "host/test_conntrack.py"
 CONFIG = "test_config.py"
 FILE = "test_configfile.py"
@@ -140,11 +147,38 @@ COVERED: dict[int, list[tuple[str, str]]] = {
     55: [(COMPILE, "test_health_checks_are_let_in_whatever_the_endpoints")],
     56: [(STORE, "test_a_listing_makes_its_kind_complete"),
          (STORE, "test_single_objects_do_not_make_a_kind_complete")],
+    # ipvs
+    57: [(IPVS_COMPILE, "test_a_virtual_server_stands_without_endpoints")],
+    58: [(IPVS_COMPILE, "test_local_policies_fall_back_to_all_endpoints")],
+    59: [(IPVS_COMPILE, "test_an_address_of_another_interface_is_served_but_not_bound")],
+    60: [(IPVS_COMPILE, "test_a_cluster_ip_is_bound_even_if_another_interface_has_it")],
+    61: [(IPVS_COMPILE, "test_where_node_ports_are_served")],
+    62: [(IPVS_COMPILE, "test_sets_of_node_ports")],
+    63: [(IPVS_NAMES, "test_names_of_sets_fit_the_kernel")],
+    64: [(IPVS_COMPILE, "test_every_endpoint_here_may_meet_itself_whatever_its_condition")],
+    65: [(IPVS_NETFILTER, "test_local_node_ports_leave_before_the_plain_set_marks_them")],
+    66: [(IPVS_NETFILTER, "test_which_traffic_to_cluster_ips_is_masqueraded")],
+    67: [(IPVS_NETFILTER,
+          "test_new_connections_to_other_ports_of_bound_addresses_are_refused_last")],
+    68: [(IPVS_COMPILE, "test_ranges_without_the_node_drop_what_it_sends_itself")],
+    69: [(DRAIN, "test_only_tcp_with_connections_waits"),
+         (DRAIN, "test_one_that_returns_leaves_and_begins_anew_later")],
+    70: [(IPVS_CONVERGENCE, "test_what_others_change_is_repaired_once_it_is_suspected"),
+         (IPVS_CONVERGENCE, "test_a_restart_takes_over_what_it_finds")],
+    71: [(IPVS_MESSAGES, "test_a_service_is_read_without_the_flag_of_the_kernel"),
+         (IPVS_CONVERGENCE, "test_a_restart_sends_nothing")],
+    72: [(IPVS_LEFTOVERS, "test_excluded_servers_stay")],
+    73: [(IPVS_COMPILE, "test_scheduler_flags_and_timeout")],
+    74: [(IPVS_COMPILE, "test_a_load_balancer_with_source_ranges")],
+    # a failure is retried soon, in this mode too, on purpose: docs/decisions/0004
+    75: [(PACER, "test_failures_are_retried_with_growing_delays"),
+         (IPVS_CONVERGENCE, "test_with_failing_writes_it_still_converges")],
     # daemon, health, metrics
     92: [("test_cli.py", "test_the_file_is_the_whole_configuration"),
          ("test_cli.py", "test_some_flags_win_over_the_file")],
     93: [(FILE, "test_an_odd_field_is_a_notice"),
          (FILE, "test_a_file_that_cannot_be_meant_is_an_error")],
+    94: [(CONFIG, "test_each_mode_has_its_own_periods")],
     95: [(CONFIG, "test_a_value_that_cannot_be_used_is_refused"),
          (CONFIG, "test_a_setting_reaches_its_field"),
          (FILE, "test_fields_count_as_set_or_unset"),
@@ -163,6 +197,9 @@ COVERED: dict[int, list[tuple[str, str]]] = {
           (PACER, "test_requests_within_the_pause_are_one_and_not_lost"),
           (PACER, "test_a_retry_never_comes_before_the_pause_is_over"),
           (PACER, "test_a_pass_cancels_the_retry_before_it")],
+    107: [(IPVS_LEFTOVERS, "test_leftovers_are_told_from_servers_of_others"),
+          (IPVS_LEFTOVERS, "test_established_connections_end_first"),
+          (KERNEL, "test_strays_are_service_chains_that_nobody_wants")],
     109: [("test_metrics.py", "test_labelled_series_appear_with_their_first_update")],
     110: [(ROUTES, "test_ports_that_a_local_policy_leaves_empty_are_counted")],
     112: [(CONFIG, "test_a_value_that_cannot_be_used_is_refused"),
@@ -183,14 +220,11 @@ COVERED: dict[int, list[tuple[str, str]]] = {
 EXCLUDED: dict[int, str] = {
     31: "the annotation is not read; network programming latency has no metric yet",
     45: "there is no partial sync: only what differs is written, shared chains included",
-    **dict.fromkeys(range(57, 76), "ipvs is not part of this version"),
     **dict.fromkeys(range(76, 92), "nftables is not part of this version"),
-    94: "about ipvs and nftables, which are not part of this version",
     97: "--init-only is refused; the order of starting is the daemon's, shown in e2e/kernel",
     98: "conntrack sysctls and the OOM score are not set by this version; a notice says so",
     99: "a running daemon takes node changes over instead of ending, on purpose",
     106: "the configuration file is read once; nothing watches it",
-    107: "there is one mode only, so nothing of another one is cleaned up",
     108: "signals end the daemon: e2e/kernel, where there are rules to leave in place",
     111: "which metric moves when is the daemon's wiring",
 }

@@ -116,7 +116,7 @@ def test_everything_is_shown_and_nothing_is_left(run: Callable[..., Demo], varia
 def test_ctrl_c_leaves_nothing(run: Callable[..., Demo], moment: str) -> None:
     demo = run()
     eventually(lambda: demo.reaches(moment), f"{moment!r} in the output", 60)
-    _interrupt(demo)
+    interrupt(demo)
     assert demo.ends() == 130, demo.text()
     assert "interrupted; everything it made has been removed" in demo.text()
     assert demo.left_behind() == []
@@ -126,7 +126,7 @@ def test_ctrl_c_while_the_network_is_built_leaves_nothing(run: Callable[..., Dem
     demo = run()
     prefix = f"kplab-{demo.process.pid}-"
     eventually(lambda: any(name.startswith(prefix) for name in _namespaces()), "a namespace")
-    _interrupt(demo)
+    interrupt(demo)
     assert demo.ends() == 130, demo.text()
     assert demo.left_behind() == []
 
@@ -143,7 +143,7 @@ def test_kept_it_waits_for_ctrl_c(run: Callable[..., Demo]) -> None:
         timeout=10,
     )
     assert entered.stdout.split()[0] in (b"p1", b"p2", b"r1")
-    _interrupt(demo)
+    interrupt(demo)
     assert demo.ends() == 0, demo.text()
     assert SHOWN[-1] in demo.text()
     assert demo.left_behind() == []
@@ -165,7 +165,7 @@ def test_a_claim_that_does_not_hold_is_a_clear_failure(
     assert demo.left_behind() == []
 
 
-def _interrupt(demo: Demo) -> None:
+def interrupt(demo: Demo) -> None:
     """What a terminal does: SIGINT to everybody in the foreground, twice for impatience."""
     for _ in range(2):
         os.killpg(demo.process.pid, signal.SIGINT)
