@@ -500,17 +500,23 @@ def test_errors_are_sentences(code, set_type, expected):
 # --- addresses ---
 
 
-@pytest.mark.parametrize(("address", "af"), [("10.96.0.1", 2), ("fd00:96::1", 10)])
-def test_addresses_are_written_like_pyroute2_writes_them(address, af):
+def address_message(address, *more):
     message = ifaddrmsg()
-    message["family"], message["index"] = af, 7
-    message["prefixlen"] = 32 if af == 2 else 128
-    message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
-    assert (21, 0, body_of(message)) == del_address(7, address)
-    if af == 10:
-        never_preferred = {"ifa_preferred": 0, "ifa_valid": 0xFFFFFFFF, "cstamp": 0, "tstamp": 0}
-        message["attrs"].append(("IFA_CACHEINFO", never_preferred))
-    assert (20, CREATE | EXCL, body_of(message)) == new_address(7, address)
+    message["family"], message["prefixlen"] = (10, 128) if ":" in address else (2, 32)
+    message["index"] = 7
+    message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address), *more]
+    return body_of(message)
+
+
+NEVER_PREFERRED = ("IFA_CACHEINFO", {"ifa_preferred": 0, "ifa_valid": 0xFFFFFFFF})
+
+
+@pytest.mark.parametrize(
+    ("address", "more"), [("10.96.0.1", []), ("fd00:96::1", [NEVER_PREFERRED])], ids=["v4", "v6"]
+)
+def test_addresses_are_written_like_pyroute2_writes_them(address, more):
+    assert (20, CREATE | EXCL, address_message(address, *more)) == new_address(7, address)
+    assert (21, 0, address_message(address)) == del_address(7, address)
 
 
 @pytest.mark.parametrize(("family", "number"), [(None, 0), (V4, 2), (V6, 10)], ids=str)
