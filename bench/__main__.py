@@ -1,111 +1,112 @@
-"""``python -m bench [SERVICES ENDPOINTS]``: what a start and single changes cost, per variant.
+"""``python -m bench [--mode MODE] [SERVICES ENDPOINTS]``: what a start and single changes cost.
 
-Runs the whole sync core and the real tools in a network namespace that ends with the process.
-Wall and CPU seconds are of this process and its children. Machines are noisy: compare runs of
-one call, not of different days.
+Runs the real code on the real kernel, in network namespaces that end with their processes; ipvs
+mode in a guest where this kernel has no IPVS (`e2e.guest`), and there once without and once with
+the daemon. Wall and CPU seconds are of the process and its children. Machines are noisy: compare
+runs of one call, not of different days.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
-import json
 import os
-import resource
 import subprocess
 import sys
-import time
-from threading import Event
+from collections.abc import Callable
 
-from bench.worlds import service, slice_of
-from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
-from pykubeproxy.iptables.kernel import XtablesDataplane
-from pykubeproxy.iptables.objects import Key, Rules
-from pykubeproxy.iptables.tools import Tools
+import msgspec
+
+from bench.measure import Row
 from pykubeproxy.iptables.variant import Variant
-from pykubeproxy.model.kinds import Family
-from pykubeproxy.model.node import NodeContext, PodCIDR
-from pykubeproxy.model.objects import Kind, ObjectKey
-from pykubeproxy.sync.reconciler import Reconciler
-from pykubeproxy.sync.store import Store
 
 CLONE_NEWNET = 0x40000000
-CHANGES = 9
-NODE = NodeContext("node", Family.IPV4, address="192.0.2.1", pod_traffic=PodCIDR("10.128.0.0/9"))
+GUEST_MEMORY_MIB = 2048
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--inside"]:
-        _inside(Variant(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    options = _parser().parse_args()
+    if options.inside:
+        _enter_namespace()
+        rows = _parts()[options.inside](options.services, options.endpoints)
+        sys.stdout.write(msgspec.json.encode(rows).decode() + "\n")
         return 0
-    services, endpoints = (int(a) for a in (sys.argv[1:3] or ("10000", "5")))
-    print(f"{services} Services x {endpoints} endpoints, IPv4; seconds, median of {CHANGES}")
-    print(f"{'':28}{'wall':>9}{'cpu self':>10}{'cpu tools':>10}{'lines':>9}")
-    for variant in Variant:
-        argv = [sys.executable, "-m", "bench", "--inside", variant, str(services), str(endpoints)]
-        finished = subprocess.run(argv, stdout=subprocess.PIPE, check=True)
-        for row in json.loads(finished.stdout):
-            print(
-                f"{variant + ': ' + row['what']:28}{row['wall']:9.3f}{row['self']:10.3f}"
-                f"{row['tools']:10.3f}{row['lines']:9}"
-            )
+    print(f"{options.services} Services x {options.endpoints} endpoints, IPv4; milliseconds")
+    print(
+        f"{'':40}{'wall':>10}{'p99':>10}{'cpu self':>10}{'cpu tools':>10}"
+        f"{'messages':>10}{'programs':>10}"
+    )
+    found = {}
+    for part in _parts():
+        if part.startswith(options.mode):
+            found[part] = rows = _run(part, options)
+            for row in rows:
+                print(_line(part, row))
+    if options.json:
+        with open(options.json, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(found)))
     return 0
 
 
-class _Bench:
-    def __init__(self, variant: Variant) -> None:
-        self.rows: list[dict[str, object]] = []
-        self.store = Store()
-        dataplane = XtablesDataplane(Tools(Family.IPV4, variant), lambda _: None, Event())
-        compiler = IptablesCompiler(XtablesSettings())
-        self.reconciler: Reconciler[Key, Rules] = Reconciler(
-            Family.IPV4, compiler, dataplane, time.monotonic
-        )
-
-    def run(self) -> dict[str, float]:
-        """One pass; wall, own CPU and tool CPU seconds, and lines sent."""
-        tools = resource.getrusage(resource.RUSAGE_CHILDREN)
-        before = time.perf_counter(), time.process_time(), tools.ru_utime + tools.ru_stime
-        report = self.reconciler.run(self.store.take(), self.store, NODE)
-        tools = resource.getrusage(resource.RUSAGE_CHILDREN)
-        after = time.perf_counter(), time.process_time(), tools.ru_utime + tools.ru_stime
-        assert report.succeeded, report.detail
-        assert not report.quarantined, report.quarantined
-        wall, own, children = (b - a for a, b in zip(before, after, strict=True))
-        return {"wall": wall, "self": own, "tools": children, "lines": report.lines}
-
-    def note(self, what: str, runs: list[dict[str, float]]) -> None:
-        middle = {k: sorted(run[k] for run in runs)[len(runs) // 2] for k in runs[0]}
-        self.rows.append({"what": what, **middle})
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("--mode", choices=["iptables", "ipvs"], default="iptables")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    parser.add_argument("services", nargs="?", type=int, default=10000)
+    parser.add_argument("endpoints", nargs="?", type=int, default=5)
+    return parser
 
 
-def _inside(variant: Variant, services: int, endpoints: int) -> None:
+def _parts() -> dict[str, Callable[[int, int], list[Row]]]:
+    """What is measured, each in a process of its own. The ipvs parts load test helpers."""
+
+    def variant(which: Variant) -> Callable[[int, int], list[Row]]:
+        def run(services: int, endpoints: int) -> list[Row]:
+            from bench.iptables import passes
+
+            return passes(which, services, endpoints)
+
+        return run
+
+    def stages(services: int, endpoints: int) -> list[Row]:
+        from bench.ipvs import stages
+
+        return stages(services, endpoints)
+
+    def daemon(services: int, endpoints: int) -> list[Row]:
+        from bench.daemon import life
+
+        return life(services, endpoints)
+
+    variants = {f"iptables {which}": variant(which) for which in Variant}
+    return {**variants, "ipvs stages": stages, "ipvs daemon": daemon}
+
+
+def _run(part: str, options: argparse.Namespace) -> list[Row]:
+    inside = [sys.executable, "-m", "bench", "--inside", part]
+    argv = [*inside, str(options.services), str(options.endpoints)]
+    if options.mode == "ipvs":
+        guest = [sys.executable, "-m", "e2e.guest", f"--memory={GUEST_MEMORY_MIB}"]
+        argv = [*guest, "--", *argv]
+    finished = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
+    if finished.returncode:
+        sys.exit(f"{part}: {finished.stdout.decode(errors='replace')}")
+    return msgspec.json.decode(finished.stdout.splitlines()[-1], type=list[Row])
+
+
+def _line(part: str, row: Row) -> str:
+    times = (row.wall, row.p99, row.own, row.tools)
+    shown = "".join(f"{1000 * seconds:10.1f}" if seconds else f"{'':10}" for seconds in times)
+    counts = "".join(f"{count or '':>10}" for count in (row.messages, row.programs))
+    return f"{part + ': ' + row.what:40}{shown}{counts}"
+
+
+def _enter_namespace() -> None:
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "network namespace")
-    bench = _Bench(variant)
-    store = bench.store
-    store.replace(Kind.SERVICE, map(service, range(services)), frozenset())
-    slices = (slice_of(index, endpoints) for index in range(services))
-    store.replace(Kind.ENDPOINT_SLICE, slices, frozenset())
-    bench.note("first write", [bench.run()])
-    bench.note("nothing changed", [bench.run() for _ in range(CHANGES)])
-    changes, additions, removals = [], [], []
-    for n in range(1, CHANGES + 1):
-        store.put(slice_of(services // 2, endpoints, generation=n))
-        changes.append(bench.run())
-        store.put(service(services + n))
-        store.put(slice_of(services + n, endpoints))
-        additions.append(bench.run())
-        gone = service(services + n).key
-        store.drop(Kind.SERVICE, ObjectKey(*gone))
-        removals.append(bench.run())
-    bench.note("one endpoint changed", changes)
-    bench.note("a Service added", additions)
-    bench.note("a Service removed", removals)
-    started = time.perf_counter()
-    bench.reconciler.learn()
-    wall = time.perf_counter() - started
-    bench.note("read back once", [{"wall": wall, "self": 0.0, "tools": 0.0, "lines": 0}])
-    json.dump(bench.rows, sys.stdout)
+    # IPVS takes no real server in a namespace without any address.
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 if __name__ == "__main__":

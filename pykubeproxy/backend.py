@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from pykubeproxy.config import Config
+from pykubeproxy.iptables.kernel import Runner
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.loop import FamilyProxy, Suspicions
 from pykubeproxy.metrics import Metrics
@@ -18,10 +19,14 @@ __all__ = ["Backend", "Surroundings"]
 
 
 class Surroundings(Struct, frozen=True):
-    """What every mode is built from. ``tools`` are those of the IP families this node has."""
+    """What every mode is built from. ``tools`` are those of the IP families this node has.
+
+    ``ask`` runs programs that only look, and remembers what they said since the start.
+    """
 
     config: Config
     tools: Mapping[Family, Tools]
+    ask: Runner
     metrics: Metrics
     suspicions: Suspicions
     clock: Callable[[], float]

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import platform
+from contextlib import ExitStack
+from threading import Event
 
 import pytest
 
 from pykubeproxy import daemon
-from pykubeproxy.config import Config
+from pykubeproxy.backend import Backend
+from pykubeproxy.config import Config, IpvsConfig
 from pykubeproxy.errors import ConfigError, Unsupported
 from pykubeproxy.iptables.node import Removed
+from pykubeproxy.iptables.tools import Tools
+from pykubeproxy.iptables.variant import Variant, Verdict
+from pykubeproxy.ipvs.leftovers import Removal
+from pykubeproxy.ipvs.node import Problem
+from pykubeproxy.model.kinds import Family
+from pykubeproxy.watch.mailbox import Mailbox
+
+TOOLS = {Family.IPV4: Tools(Family.IPV4, Variant.NFT)}
+NO_IPVS = Problem("the kernel has no IPVS", ("ip_vs", "ip_vs_rr"))
 
 
 @pytest.mark.parametrize(
@@ -30,25 +42,141 @@ def test_a_host_without_a_name_needs_one(monkeypatch):
         daemon.node_name(Config())
 
 
+# --- cleaning up ---
+
+
+class Cleaners:
+    """What removes things, in place of the real ones; notes who is called with what."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        self.rules, self.servers = (Removed(), []), Removal({}, [])
+        self.tables = []
+        monkeypatch.setattr(daemon, "clean_up", self.remove_rules)
+        monkeypatch.setattr(daemon, "remove_nftables_leftovers", lambda: self.tables)
+        monkeypatch.setattr(daemon.ipvs_leftovers, "clean_up", self.remove_servers)
+
+    def remove_rules(self):
+        self.calls.append("rules")
+        return self.rules
+
+    def remove_servers(self, exclude_cidrs):
+        self.calls.append(("servers", exclude_cidrs))
+        return self.servers
+
+
+@pytest.fixture
+def cleaners(monkeypatch):
+    return Cleaners(monkeypatch)
+
+
 @pytest.mark.parametrize(
-    ("removed", "problems", "status"),
+    ("rules", "servers", "status"),
     [
-        pytest.param({}, [], 0, id="nothing there"),
-        pytest.param({"iptables-nft-restore": 7}, [], 0, id="removed"),
-        pytest.param({}, ["table nat: busy"], 1, id="something stays"),
+        pytest.param(({}, []), ({}, []), 0, id="nothing there"),
+        pytest.param(({"iptables-nft-restore": 7}, []), ({"ipsets": 17}, []), 0, id="removed"),
+        pytest.param(({}, ["table nat: busy"]), ({}, []), 1, id="a rule stays"),
+        pytest.param(({}, []), ({}, ["ipset KUBE-IPVS-IPS: in use"]), 1, id="a set stays"),
     ],
 )
-def test_the_exit_status_of_cleanup(monkeypatch, removed, problems, status):
-    monkeypatch.setattr(daemon, "clean_up", lambda: (Removed(removed), problems))
-    monkeypatch.setattr(daemon, "remove_nftables_leftovers", list)
+def test_the_exit_status_of_cleanup(cleaners, rules, servers, status):
+    removed, problems = rules
+    cleaners.rules, cleaners.servers = (Removed(removed), problems), Removal(*servers)
     assert status == daemon.cleanup(Config())
 
 
+def test_cleanup_removes_rules_before_the_sets_that_they_ask(cleaners):
+    daemon.cleanup(Config(ipvs=IpvsConfig(exclude_cidrs=("192.0.2.0/24",))))
+    assert ["rules", ("servers", ("192.0.2.0/24",))] == cleaners.calls
+
+
+# --- starting ---
+
+
 def test_a_node_without_iptables_is_refused_before_anything_is_started(monkeypatch, tmp_path):
-    def nothing_works(_override):
+    def nothing_works(_override, _ask):
         raise Unsupported("no working iptables; install the iptables package")
 
     monkeypatch.setattr(daemon, "detect_variant", nothing_works)
     monkeypatch.setattr(daemon, "HealthServer", None)  # would fail if it were reached
     with pytest.raises(Unsupported, match="install"):
         daemon.run(Config(manifests=str(tmp_path), node_name="node"))
+
+
+# --- the mode ---
+
+
+@pytest.mark.parametrize(
+    ("mode", "problems", "expected"),
+    [
+        pytest.param("iptables", [NO_IPVS], "iptables", id="iptables: nothing is probed"),
+        pytest.param("ipvs", [], "ipvs", id="ipvs, and the kernel can"),
+        pytest.param("ipvs", [NO_IPVS], "iptables", id="ipvs, and the kernel cannot"),
+    ],
+)
+def test_the_mode_that_runs(monkeypatch, mode, problems, expected):
+    asked = []
+
+    def find_problems(scheduler, tools):
+        asked.append((scheduler, tools))
+        return problems
+
+    monkeypatch.setattr(daemon, "find_problems", find_problems)
+    config = Config(mode=mode, ipvs=IpvsConfig(scheduler="wlc"))
+    running, why_not = daemon._choose_mode(config, TOOLS)
+    assert expected == running
+    assert ([("wlc", TOOLS)] if mode == "ipvs" else []) == asked
+    if running == mode:
+        assert "" == why_not
+    else:
+        assert "the kernel has no IPVS" in why_not
+        assert "modprobe -a ip_vs ip_vs_rr" in why_not
+        assert "running in iptables mode instead" in why_not
+
+
+def test_a_node_that_cannot_run_the_mode_ends_where_that_is_wanted(monkeypatch):
+    monkeypatch.setattr(daemon, "find_problems", lambda *_: [NO_IPVS])
+    config = Config(mode="ipvs", ipvs=IpvsConfig(falls_back=False))
+    with pytest.raises(Unsupported, match=r"modprobe -a ip_vs .*--ipvs-fallback=fail"):
+        daemon._choose_mode(config, TOOLS)
+
+
+class Source:
+    kinds = daemon.WATCHED
+
+    def start(self, mailbox):
+        pass
+
+    def stop(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("problems", "running"),
+    [pytest.param([NO_IPVS], "iptables", id="fallback"), pytest.param([], "ipvs", id="none")],
+)
+def test_a_fallback_is_told_by_an_event_and_a_metric(monkeypatch, problems, running):
+    happened, built = [], []
+
+    def backend(mode):
+        def build(around):
+            built.append((mode, around))
+            return Backend((), lambda on_change: None, lambda: None)
+
+        return build
+
+    monkeypatch.setattr(daemon, "detect_variant", lambda *_: Verdict(Variant.NFT, "a test"))
+    monkeypatch.setattr(daemon, "available_tools", lambda *_: TOOLS)
+    monkeypatch.setattr(daemon, "find_problems", lambda *_: problems)
+    monkeypatch.setattr(daemon, "BACKENDS", {mode: backend(mode) for mode in daemon.BACKENDS})
+    monkeypatch.setattr(daemon, "_source", lambda *_: (Source(), happened.append))
+    config = Config(mode="ipvs", healthz_address=None, metrics_address=("127.0.0.1", 0))
+    with ExitStack() as parts:
+        daemon._build(config, Event(), Mailbox(), parts)
+    ((mode, around),) = built
+    assert running == mode
+    labels = {"running": running, "configured": "ipvs"}
+    assert 1 == around.metrics.registry.get_sample_value("pykubeproxy_proxy_mode", labels)
+    told = [h.note for h in happened if h.reason == "IPVSUnavailable"]
+    assert len(problems) == len(told)
+    assert all("the kernel has no IPVS" in note for note in told)

@@ -8,7 +8,14 @@ import pytest
 
 from pykubeproxy.config import Config, DetectLocalMode
 from pykubeproxy.errors import HostError
-from pykubeproxy.loop import PATIENCE_SECONDS, QUIET_SECONDS, VERIFY_SECONDS, FamilyProxy, SyncLoop
+from pykubeproxy.loop import (
+    PATIENCE_SECONDS,
+    QUIET_SECONDS,
+    VERIFY_SECONDS,
+    FamilyProxy,
+    Suspicions,
+    SyncLoop,
+)
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.objects import Kind, ObjectKey
 from pykubeproxy.sync.reconciler import Reconciler
@@ -309,3 +316,126 @@ def test_the_loop_ends_when_it_is_told_to():
     rig.loop._stop.set()
     rig.mailbox.wake()
     rig.loop.run()
+
+
+# --- suspicions, and what is due without a change ---
+
+
+class Busy(MemoryDataplane):
+    """Has something to do at ``due``, and counts looks."""
+
+    def __init__(self):
+        super().__init__()
+        self.due = None
+        self.tended = []
+        self.looks = 0
+
+    def tend(self, now):
+        self.tended.append(now)
+        return self.due
+
+    def intact(self):
+        self.looks += 1
+        return super().intact()
+
+
+class DualRig(Rig):
+    """Both families, each over a kernel in memory."""
+
+    def __init__(self, *, every_address=False):
+        super().__init__()
+        self.suspicions = Suspicions(self.mailbox)
+        self.kernels = {family: Busy() for family in Family}
+        families = [
+            FamilyProxy(
+                family,
+                Reconciler(family, PlainCompiler(), kernel, self.clock),
+                kernel,
+                self.read_addresses,
+                every_address,
+            )
+            for family, kernel in self.kernels.items()
+        ]
+        self.loop = SyncLoop(
+            *(Config(), "node", KINDS, self.mailbox, families, self.heard, self.clock, Event()),
+            suspicions=self.suspicions,
+        )
+        self.list_all()
+        self.step()
+
+
+@pytest.fixture
+def dual():
+    return DualRig()
+
+
+def test_a_suspected_family_is_looked_at_soon_and_only_that(dual):
+    for kernel in dual.kernels.values():
+        kernel.objects.clear()
+    dual.suspicions.add(Family.IPV4)
+    dual.step(1)
+    dual.step()
+    assert [Family.IPV4] == dual.heard.repairs
+    assert POOL in dual.kernels[Family.IPV4].objects
+    assert {} == dual.kernels[Family.IPV6].objects
+    assert (1, 0) == tuple(kernel.looks for kernel in dual.kernels.values())
+
+
+def test_a_suspicion_wakes_the_loop(dual):
+    dual.mailbox.wait(0)
+    dual.suspicions.add(Family.IPV6)
+    dual.mailbox.wait(None)  # would wait for ever
+
+
+def test_an_unfounded_suspicion_changes_nothing(dual):
+    dual.suspicions.add(Family.IPV4)
+    dual.step(1)
+    dual.step(1)
+    assert [] == dual.heard.repairs
+    assert 1 == dual.kernels[Family.IPV4].looks
+
+
+def test_all_families_are_looked_at_now_and_then(dual):
+    dual.step(31)
+    assert (1, 1) == tuple(kernel.looks for kernel in dual.kernels.values())
+
+
+def test_suspicions_are_taken_once(dual):
+    for family in (*Family, Family.IPV4):
+        dual.suspicions.add(family)
+    assert set(Family) == dual.suspicions.take()
+    assert set() == dual.suspicions.take()
+
+
+@pytest.mark.parametrize(
+    ("due", "expected"),
+    [
+        pytest.param((0.5, 2), 0.5, id="the first of both"),
+        pytest.param((None, 2), 2, id="one has nothing to do"),
+        pytest.param((-3, None), 0, id="overdue"),
+    ],
+)
+def test_what_is_due_without_a_change_wakes_the_loop(dual, due, expected):
+    for kernel, seconds in zip(dual.kernels.values(), due, strict=True):
+        kernel.due = None if seconds is None else dual.clock.now + seconds
+    dual.step()
+    assert expected == dual.loop._next_wait()
+    dual.step(2)
+    assert dual.clock.now == dual.kernels[Family.IPV6].tended[-1]
+
+
+def test_nothing_is_tended_before_everything_is_known():
+    rig = Rig()
+    rig.kernel.tend = pytest.fail
+    rig.step()
+
+
+@pytest.mark.parametrize(("every_address", "expected"), [(True, ("192.0.2.10",)), (False, ())])
+def test_all_addresses_of_the_node_may_matter(every_address, expected):
+    rig = DualRig(every_address=every_address)
+    assert expected == rig.heard.contexts[Family.IPV4].addresses
+    passes = len(rig.heard.reports)
+    rig.addresses = ["192.0.2.10", "192.0.2.11"]
+    rig.loop.addresses_changed()
+    rig.step(5)
+    assert (passes + 2 if every_address else passes) == len(rig.heard.reports)

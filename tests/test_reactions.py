@@ -13,7 +13,7 @@ from pykubeproxy.model.objects import Kind, ServiceKey
 from pykubeproxy.reactions import FlowCleaner, Reactions
 from pykubeproxy.serve.status import Status
 from pykubeproxy.sync.flows import FlowTable, Scope
-from pykubeproxy.sync.reconciler import Reconciler
+from pykubeproxy.sync.reconciler import Reconciler, Report
 from pykubeproxy.sync.store import Store
 from pykubeproxy.watch.source import Put, Replaced
 from tests.build import endpoint, node, port, service, slice_, slice_port
@@ -130,6 +130,36 @@ def test_a_quarantine_makes_an_event_on_the_service(rig):
     assert [(ServiceKey("default", "a"), "FailedToProgramService")] == [
         (h.service, h.reason) for h in rig.happened
     ]
+
+
+def test_a_problem_makes_one_event_on_the_service_for_both_families(rig):
+    problem = (ServiceKey("default", "a"), "another scheduler is used")
+    for family in Family:
+        for _ in range(2):
+            rig.reactions.synced(rig.reconciler, Report(family, problems=[problem]), 0.1)
+    assert [("ServiceNotAsConfigured", *problem)] == [
+        (h.reason, h.service, h.note) for h in rig.happened
+    ]
+
+
+def test_different_problems_make_an_event_each(rig):
+    a, b = ServiceKey("default", "a"), ServiceKey("default", "b")
+    problems = [(a, "one"), (a, "two"), (b, "one")]
+    rig.reactions.synced(rig.reconciler, Report(V4, problems=problems), 0.1)
+    assert problems == [(h.service, h.note) for h in rig.happened]
+
+
+def test_a_problem_is_told_although_the_pass_failed(rig):
+    problem = (ServiceKey("default", "a"), "another scheduler is used")
+    rig.reactions.synced(rig.reconciler, Report(V4, succeeded=False, problems=[problem]), 0.1)
+    assert [problem] == [(h.service, h.note) for h in rig.happened]
+
+
+def test_problems_of_very_many_services_take_bounded_memory(rig):
+    for n in range(3 * module.REMEMBERED_PROBLEMS):
+        problem = (ServiceKey("default", f"s{n}"), "x")
+        rig.reactions.synced(rig.reconciler, Report(V4, problems=[problem]), 0.1)
+    assert len(rig.reactions._told) <= module.REMEMBERED_PROBLEMS
 
 
 def test_a_repair_makes_an_event_and_is_counted(rig):

@@ -37,7 +37,8 @@ def eventually(holds: Callable[[], object], what: str, seconds: float = 15.0) ->
 class RunningDaemon:
     """The daemon of one *variant* on the node of *lab*, fed from a directory of manifests.
 
-    *path* is put before PATH, so that a test may stand in for the tools.
+    *path* is put before PATH, so that a test may stand in for the tools. `mode` may be changed
+    between two starts.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class RunningDaemon:
         variant: str,
         directory: Path,
         *flags: str,
+        mode: str = "iptables",
         path: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
         self.lab = lab
         self.variant = variant
+        self.mode = mode
         self.manifests = directory / "manifests"
         self.manifests.mkdir(exist_ok=True)
         self.log = directory / "log"
@@ -79,18 +82,22 @@ class RunningDaemon:
         command = [sys.executable, "-m", "pykubeproxy", *flags]
         return self.lab.argv("node", command)
 
+    def serving_flags(self) -> tuple[str, ...]:
+        """What `start` starts the program with."""
+        return (
+            f"--proxy-mode={self.mode}",
+            f"--iptables-variant={self.variant}",
+            "--hostname-override=node",
+            "--cluster-cidr=10.244.0.0/16,fd00:244::/31",
+            f"--manifests={self.manifests}",
+            "-v=2",
+            *self._flags,
+        )
+
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.argv(
-                    "--proxy-mode=iptables",
-                    f"--iptables-variant={self.variant}",
-                    "--hostname-override=node",
-                    "--cluster-cidr=10.244.0.0/16,fd00:244::/31",
-                    f"--manifests={self.manifests}",
-                    "-v=2",
-                    *self._flags,
-                ),
+                self.argv(*self.serving_flags()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -107,6 +114,13 @@ class RunningDaemon:
             return 0
         process, self.process = self.process, None
         return stop(process, 15)
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to put anything in order."""
+        if self.process is not None:
+            process, self.process = self.process, None
+            process.kill()
+            process.wait()
 
     def run_to_end(self, *flags: str) -> subprocess.CompletedProcess[bytes]:
         """Run the program once more beside, e.g. with ``--cleanup``."""
@@ -127,9 +141,9 @@ class RunningDaemon:
     def text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def synced(self) -> int:
-        """How many passes were logged for IPv4."""
-        return len(re.findall(r" synced family=IPv4 ", self.text()))
+    def synced(self, family: str = "IPv4") -> int:
+        """How many passes were logged for one family."""
+        return len(re.findall(f" synced family={family} ", self.text()))
 
     def says(self, *words: str) -> bool:
         """Tell whether one log line has all *words*."""

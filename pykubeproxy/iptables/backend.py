@@ -77,7 +77,7 @@ def _settings(around: Surroundings, tools: Tools) -> XtablesSettings:
     liberal = sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal")
     return XtablesSettings(
         masquerade_mark=1 << config.masquerade_bit,
-        random_fully=random_fully(tools),
+        random_fully=random_fully(tools, around.ask),
         localhost_nodeports=localhost,
         drop_invalid=not liberal,
         count_invalid=nfacct.ensure_counter(INVALID_COUNTER),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 
 from pykubeproxy.errors import HostError, Unsupported
-from pykubeproxy.host.exec import Finished, NotStarted, run
+from pykubeproxy.host.exec import Finished, NotStarted, Result, run
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, Runner, describe, read_tables
 from pykubeproxy.iptables.names import BASE_CHAINS, is_service_chain
 from pykubeproxy.iptables.tools import (
@@ -26,6 +27,7 @@ __all__ = [
     "clean_up",
     "detect_variant",
     "random_fully",
+    "remembering",
     "remove_nftables_leftovers",
 ]
 
@@ -38,16 +40,37 @@ LEGACY_TABLES = {
 """Which legacy tables exist. Looked at first, because merely listing one brings it into being."""
 
 
+def remembering(runner: Runner = run) -> Runner:
+    """Return a runner that answers the same question once: for the moment of the start.
+
+    A program that gets input, which may change something, is run each time.
+    """
+    answers: dict[tuple[str, ...], Result] = {}
+
+    def ask(argv: Sequence[str], input: bytes | None, timeout_seconds: float) -> Result:
+        if input is not None:
+            return runner(argv, input, timeout_seconds)
+        question = tuple(argv)
+        if question not in answers:
+            answers[question] = runner(argv, None, timeout_seconds)
+        return answers[question]
+
+    return ask
+
+
 def detect_variant(override: str = "auto", runner: Runner = run) -> Verdict:
-    """Find out which iptables this node uses.
+    """Find out which iptables this node uses. Each program takes time, so none runs for nothing.
 
     Raises:
         Unsupported: the variant named by *override* does not work, or none does.
     """
+    if override != "auto":
+        problem = _problem(Variant(override), runner, in_use=False)
+        asked = Evidence(works=not problem, problem=problem)
+        return choose_variant(override, nft=asked, legacy=asked)
     nft = _evidence(Variant.NFT, runner)
-    wanted = override == Variant.LEGACY or not nft.works or any(map(_legacy_tables, Family))
     legacy = Evidence(problem="not used on this node so far")
-    if wanted:
+    if not nft.works or any(map(_legacy_tables, Family)):
         legacy = _evidence(Variant.LEGACY, runner)
     return choose_variant(override, nft, legacy)
 
@@ -81,8 +104,9 @@ def available_tools(variant: Variant, runner: Runner = run) -> dict[Family, Tool
 
 
 def random_fully(tools: Tools, runner: Runner = run) -> bool:
-    """Tell whether MASQUERADE can randomize ports fully with these tools."""
-    result = runner(tools.version(), None, QUICK_SECONDS)
+    """Tell whether MASQUERADE can randomize ports fully with these tools, of whatever family."""
+    asked = replace(tools, family=Family.IPV4)
+    result = runner(asked.version(), None, QUICK_SECONDS)
     return isinstance(result, Finished) and supports_random_fully(
         result.stdout.decode(errors="replace")
     )
@@ -168,31 +192,50 @@ def _removal(name: str, table: SavedTable) -> Iterator[str]:
 
 
 def _evidence(variant: Variant, runner: Runner) -> Evidence:
-    works, hinted, rules, problems = False, False, 0, []
+    hinted, rules = False, 0
+    tools = [_tools(family, variant, runner) for family in Family]
+    # A nf_tables listing of everything takes seconds on a large node, and one of a legacy node
+    # takes no longer than that of one table.
+    if variant is Variant.NFT:
+        hinted = any(_has_hint(_listed(one, runner, "mangle")) for one in tools)
+    if not hinted:
+        everything = [_listed(one, runner) for one in tools]
+        hinted = any(map(_has_hint, everything))
+        rules = sum(map(_rule_count, everything))
+    problem = _problem(variant, runner, in_use=hinted or rules > 0)
+    return Evidence(not problem, hinted, rules, problem)
+
+
+def _listed(tools: Tools, runner: Runner, table: str = "") -> Mapping[str, SavedTable]:
+    try:
+        return read_tables(tools, runner, table)
+    except HostError as error:
+        log.debug("tables not read", reason=str(error))
+        return {}
+
+
+def _has_hint(tables: Mapping[str, SavedTable]) -> bool:
+    mangle = tables.get("mangle")
+    return mangle is not None and any(hint in mangle.chains for hint in HINT_CHAINS)
+
+
+def _rule_count(tables: Mapping[str, SavedTable]) -> int:
+    return sum(len(rules) for table in tables.values() for rules in table.chains.values())
+
+
+def _problem(variant: Variant, runner: Runner, *, in_use: bool) -> str:
+    """Why neither family of *variant* works; empty if one does.
+
+    *in_use*: somebody's rules are there, so that a look is enough to know that it works.
+    """
+    works = _nat_problem if in_use or variant is Variant.LEGACY else _refusal
+    problems = []
     for family in Family:
-        tools = _tools(family, variant, runner)
-        problem = _nat_problem(tools, runner)
-        if problem:
-            problems.append(problem)
-            continue
-        works = True
-        try:
-            mangle = read_tables(tools, runner, "mangle").get("mangle")
-        except HostError as error:
-            problems.append(str(error))
-            continue
-        hinted = hinted or (mangle is not None and any(h in mangle.chains for h in HINT_CHAINS))
-    if works and not hinted:
-        for family in Family:
-            result = runner(_tools(family, variant, runner).save(), None, QUICK_SECONDS)
-            if isinstance(result, Finished) and result.exit_status == 0:
-                text = result.stdout.decode(errors="replace")
-                rules += sum(1 for line in text.splitlines() if line.startswith("-A "))
-    if works and not hinted and not rules and variant is Variant.NFT:
-        refusals = [_refusal(_tools(family, variant, runner), runner) for family in Family]
-        works = not all(refusals)
-        problems += [refusal for refusal in refusals if refusal]
-    return Evidence(works, hinted, rules, "; ".join(problems))
+        problem = works(_tools(family, variant, runner), runner)
+        if not problem:
+            return ""
+        problems.append(problem)
+    return "; ".join(problems)
 
 
 def _refusal(tools: Tools, runner: Runner) -> str:
@@ -211,15 +254,17 @@ _TRIAL = "KUBE-VARIANT-TRIAL"
 
 
 def _tools(family: Family, variant: Variant, runner: Runner) -> Tools:
-    """Prefer the programs that name their variant; a plain ``iptables`` must be of *variant*."""
-    suffixed = Tools(family, variant)
-    if isinstance(runner(suffixed.version(), None, QUICK_SECONDS), Finished):
-        return suffixed
-    plain = Tools(family, variant, suffixed=False)
-    result = runner(plain.version(), None, QUICK_SECONDS)
-    if isinstance(result, Finished) and _is_variant(result.stdout, variant):
-        return plain
-    return suffixed
+    """Prefer the programs that name their variant; a plain ``iptables`` must be of *variant*.
+
+    Those of IPv4 are asked for both families: they are one program.
+    """
+    suffixed = Tools(Family.IPV4, variant)
+    if not isinstance(runner(suffixed.version(), None, QUICK_SECONDS), Finished):
+        plain = Tools(Family.IPV4, variant, suffixed=False)
+        result = runner(plain.version(), None, QUICK_SECONDS)
+        if isinstance(result, Finished) and _is_variant(result.stdout, variant):
+            return Tools(family, variant, suffixed=False)
+    return Tools(family, variant)
 
 
 def _is_variant(version: bytes, variant: Variant) -> bool:

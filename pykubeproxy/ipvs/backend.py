@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from threading import Lock, Thread
 
 import structlog
 
@@ -56,7 +57,7 @@ def build(around: Surroundings) -> Backend:
         dataplanes[tools.family] = dataplane = _dataplane(around, tools, parts)
         settings = IpvsSettings(
             masquerade_mark=1 << config.masquerade_bit,
-            random_fully=random_fully(tools),
+            random_fully=random_fully(tools, around.ask),
             scheduler=config.ipvs.scheduler,
         )
         reconciler = Reconciler(
@@ -84,6 +85,7 @@ def _dataplane(around: Surroundings, tools: Tools, parts: ExitStack) -> IpvsData
         reader = parts.enter_context(Netlink(GENERIC, SMALL_READ))
         sets = parts.enter_context(Netlink(NETFILTER))
         route = parts.enter_context(Netlink(ROUTE))
+        lookers = parts.enter_context(Netlink(GENERIC)), parts.enter_context(Netlink(NETFILTER))
         family_id = channel.family_id(IPVS)
     except OSError as error:
         raise HostError(f"netlink: {error}; run as root (NET_ADMIN)") from error
@@ -103,7 +105,23 @@ def _dataplane(around: Surroundings, tools: Tools, parts: ExitStack) -> IpvsData
         BoundAddresses(family, route, partial(_device, route)),
         rules_dataplane(around, tools),
         partial(around.suspicions.add, family),
+        _Beside().run,
+        lookers,
     )
+
+
+class _Beside:
+    """Runs jobs beside the sync thread, one at a time."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    def run(self, job: Callable[[], None]) -> None:
+        Thread(target=self._run, args=(job,), name="look", daemon=True).start()
+
+    def _run(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            job()
 
 
 def _device(channel: Netlink) -> int:

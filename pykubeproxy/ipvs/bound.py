@@ -57,7 +57,7 @@ class BoundAddresses:
                 if address and address.index == index and address.scope == _GLOBAL:
                     found.add(address.address)
         except OSError as error:
-            raise HostError(f"listing bound addresses: {os.strerror(error.errno or 0)}") from error
+            raise HostError(f"listing bound addresses: {_sentence(error)}") from error
         self._bound = found
         return BoundObservation(frozenset(found))
 
@@ -77,7 +77,7 @@ class BoundAddresses:
             requests = [_request(index, key.address, put) for _, key, put in steps]
             errors = self._channel.batch(requests)
         except (OSError, HostError) as error:
-            return Unknown(f"binding addresses: {error}")
+            return Unknown(f"binding addresses: {_sentence(error)}")
         refused: dict[ServiceKey, str] = {}
         failed: set[Key] = set()
         for (owner, key, put), code in zip(steps, errors, strict=True):
@@ -85,10 +85,9 @@ class BoundAddresses:
                 return Unknown("the dummy device is gone, somebody deleted it")
             if code in (0, errno.EEXIST if put else errno.EADDRNOTAVAIL, errno.ENODEV):
                 continue
-            refused.setdefault(owner, f"{key}: {_sentence(code)}")
+            refused.setdefault(owner, f"{key}: {_sentence(OSError(code, os.strerror(code)))}")
             failed.add(key)
-            if put:
-                self._bound.discard(key.address)
+            (self._bound.discard if put else self._bound.add)(key.address)
         size = sum(len(body) for _, _, body in requests)
         applied = Applied(len(requests), size, len(requests))
         if not refused:
@@ -112,7 +111,9 @@ def _request(index: int, address: str, put: bool) -> Request:
     return (new_address if put else del_address)(index, address)
 
 
-def _sentence(error: int) -> str:
-    if error == errno.EPERM:
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EPERM:
         return "not permitted; run as root (NET_ADMIN)"
-    return os.strerror(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from pykubeproxy.errors import HostError
+from pykubeproxy.host.netlink import Netlink
 from pykubeproxy.iptables import objects as xtables
 from pykubeproxy.iptables.kernel import XtablesDataplane, XtablesObservation
 from pykubeproxy.ipvs.bound import BoundAddresses, BoundObservation
@@ -36,11 +37,14 @@ class IpvsObservation:
         sets: SetsObservation,
         addresses: BoundObservation,
         rules: XtablesObservation,
+        held_rules: dict[xtables.Key, xtables.Rules],
     ) -> None:
+        """*held_rules* is filled with what `holds` says yes to."""
         self._servers = servers
         self._sets = sets
         self._addresses = addresses
         self._rules = rules
+        self._held_rules = held_rules
 
     def holds(self, key: Key, value: Value) -> bool:
         match key:
@@ -52,7 +56,10 @@ class IpvsObservation:
                 return self._addresses.holds(key, value)
             case _:
                 assert isinstance(value, tuple)
-                return self._rules.holds(key, value)
+                held = self._rules.holds(key, value)
+                if held:
+                    self._held_rules[key] = value
+                return held
 
     def strays(self, wanted: Iterable[Mapping[Key, Value]]) -> dict[Key, Value]:
         wanted = list(wanted)
@@ -67,7 +74,10 @@ class IpvsObservation:
 class IpvsDataplane:
     """The `pykubeproxy.sync.outcome.Dataplane` for one family. Not safe for several threads.
 
-    *suspect* is called when something of ours seems to be gone; the next `intact` says so.
+    *suspect* is called when something of ours seems to be gone; the next `intact` says so. Looking
+    at everything takes a second on a large node, so *beside* may do it on another thread, one job
+    after the other: nothing that is written waits for it. *lookers* are sockets of its own for
+    that, generic netlink and nfnetlink.
     """
 
     def __init__(
@@ -77,45 +87,84 @@ class IpvsDataplane:
         addresses: BoundAddresses,
         rules: XtablesDataplane,
         suspect: Callable[[], None],
+        beside: Callable[[Callable[[], None]], None] = lambda job: job(),
+        lookers: tuple[Netlink | None, Netlink | None] = (None, None),
     ) -> None:
         self._servers = servers
         self._sets = sets
         self._addresses = addresses
         self._rules = rules
         self._tell = suspect
+        self._lookers = lookers
+        self._beside = beside
         self._suspicious = False
         self._written: dict[xtables.Key, xtables.Rules] = {}
+        self._rule_writes = 0
+        self._believing = True
 
     # --- reading ---
 
     def observe(self) -> IpvsObservation:
         self._suspicious = False
+        self._written = {}
         return IpvsObservation(
             self._servers.observe(),
             self._sets.observe(),
             self._addresses.observe(),
             self._rules.observe(),
+            self._written,
         )
 
     def learn(self, applied: Iterable[Mapping[Key, Value]]) -> bool:
-        applied = list(applied)
-        self._servers.learn(applied)
-        rules = list(map(rules_in, applied))
-        self._written = {key: value for objects in rules for key, value in objects.items()}
-        return self._rules.learn(rules)
+        """Have the print of the rules learnt; an edit is found then as by `intact`."""
+        written, writes = dict(self._written), self._rule_writes
+
+        def learn() -> None:
+            try:
+                believed = self._rules.learn([written])
+            except HostError as error:
+                log.warning("rules not read back", reason=str(error))
+                return
+            # Looked into once: if the print is still not as written after a repair, this tool
+            # merely prints in a way we do not know.
+            if not believed and self._believing and writes == self._rule_writes:
+                self._believing = False
+                self._suspect()
+            elif believed:
+                self._believing = True
+
+        self._beside(learn)
+        return True
 
     def intact(self) -> bool:
+        """Tell whether nothing seems to be gone, and have everything looked at."""
         if self._suspicious:
             return False
-        return self._servers.intact() and self._sets.intact() and self._rules_intact()
+        generic, netfilter = self._lookers
+        parts = (self._servers.look(generic), self._sets.look(netfilter), self._look_at_rules())
 
-    def _rules_intact(self) -> bool:
-        try:
-            found = self._rules.observe()
-        except HostError as error:
-            log.warning("rules not looked at", reason=str(error))
-            return True
-        return all(found.holds(key, value) for key, value in self._written.items())
+        def look() -> None:
+            if not all(intact() for intact in parts):
+                self._suspect()
+
+        self._beside(look)
+        return not self._suspicious
+
+    def _look_at_rules(self) -> Callable[[], bool]:
+        written, writes = dict(self._written), self._rule_writes
+
+        def intact() -> bool:
+            try:
+                found = self._rules.observe()
+            except HostError as error:
+                log.warning("rules not looked at", reason=str(error))
+                return True
+            # The text of a shared chain counts once all that is wanted in it is told.
+            found.strays([written])
+            held = all(found.holds(key, value) for key, value in written.items())
+            return held or writes != self._rule_writes
+
+        return intact
 
     # --- writing ---
 
@@ -132,6 +181,7 @@ class IpvsDataplane:
         return self._apply_rules(transaction) if write is None else write(transaction)
 
     def _apply_rules(self, transaction: Transaction[Any, Any]) -> Outcome:
+        self._rule_writes += 1
         outcome = self._rules.apply(transaction)
         if isinstance(outcome, Applied):
             for change in transaction.changes:

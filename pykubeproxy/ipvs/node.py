@@ -40,6 +40,7 @@ from pykubeproxy.ipvs.messages import (
     Timeouts,
     create_set,
     decode_config,
+    decode_listing,
     decode_protocol,
     decode_service,
     decode_type,
@@ -49,11 +50,12 @@ from pykubeproxy.ipvs.messages import (
     get_protocol,
     get_services,
     get_type,
+    list_set,
     new_service,
     set_config,
     set_error,
 )
-from pykubeproxy.ipvs.names import DEVICE, SETS
+from pykubeproxy.ipvs.names import DEVICE, EXTERNAL_IP, SETS, set_name
 from pykubeproxy.ipvs.objects import Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
 
@@ -213,6 +215,8 @@ class _Probe:
 
     def matches(self, tools: Tools) -> list[Problem]:
         """Load rules with the matches that only this mode uses into a chain nobody jumps to."""
+        if self._runs(tools.family):
+            return []
         name = _PROBE_SET[tools.family]
         values = {"set": name, "address": _PROBE_ADDRESS[tools.family]}
         rules = {match: text.format(**values) for match, text in _MATCHES.items()}
@@ -253,12 +257,32 @@ class _Probe:
             return [Problem(f"the kernel makes no dummy device ({_reason(error)})", ("dummy",))]
         return []
 
+    def _runs(self, family: Family) -> bool:
+        """Tell whether this mode's rules are in: then the kernel can, and is left alone.
+
+        Only with all of them are there several rules that ask this set (kube-proxy has but one
+        while the set is empty).
+        """
+        try:
+            with self._connect(NETFILTER) as channel:
+                for message in list(channel.dump(*list_set(set_name(EXTERNAL_IP, family)))):
+                    header = decode_listing(*message).header
+                    if header is not None:
+                        return header.references > 1
+        except OSError:
+            pass
+        return False
+
     def _scheduler(
         self, channel: Channel, family_id: int, family: Family, scheduler: str
     ) -> Problem | None:
-        for virtual, config in services(channel, family_id):
-            if config.scheduler == scheduler and _family(virtual.address) is family:
-                return None
+        serving = [
+            _family(virtual.address)
+            for virtual, config in services(channel, family_id)
+            if config.scheduler == scheduler
+        ]
+        if family in serving or (serving and self._runs(family)):
+            return None
         module = f"ip_vs_{scheduler}"
         try:
             self._with_module(module, lambda: _serve_nobody(channel, family_id, family, scheduler))

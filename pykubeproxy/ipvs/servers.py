@@ -45,7 +45,8 @@ log = structlog.get_logger(__name__)
 MASQUERADING = 0
 ATTEMPTS = 3
 """A request, then the other verb (new or set), then another scheduler."""
-SUSPICION_PAUSE_SECONDS = 30.0
+RETRY_SECONDS = 5.0
+"""How long to leave a kernel alone that cannot be read."""
 
 
 class Step(Struct):
@@ -55,6 +56,7 @@ class Step(Struct):
     key: Virtual | Real
     value: Value
     put: bool
+    known: bool
     request: Request
     error: int = 0
 
@@ -68,8 +70,11 @@ class ServersObservation:
         reals: Callable[[Virtual], Mapping[Real, int]],
         granted: Callable[[VirtualConfig], VirtualConfig],
         is_foreign: Callable[[Virtual], bool],
+        ours: dict[Virtual, VirtualConfig],
     ) -> None:
+        """*ours* receives the virtual servers that turn out to be as wanted."""
         self._virtuals = virtuals
+        self._ours = ours
         self._read = reals
         self._granted = granted
         self._is_foreign = is_foreign
@@ -78,11 +83,12 @@ class ServersObservation:
     def holds(self, key: Virtual | Real, value: Value) -> bool:
         if isinstance(key, Virtual):
             found = self._virtuals.get(key)
-            return (
-                found is not None
-                and isinstance(value, VirtualConfig)
-                and found == self._granted(value)
-            )
+            if found is None or not isinstance(value, VirtualConfig):
+                return False
+            if found != self._granted(value):
+                return False
+            self._ours[key] = found
+            return True
         return self.reals(key.virtual).get(key) == value
 
     def strays(self, wanted: set[Key]) -> dict[Key, Value]:
@@ -132,35 +138,50 @@ class Servers:
         self._clock = clock
         self._audit = Audit()
         self._missing: set[str] = set()
-        self._virtuals: set[Virtual] = set()
+        self._virtuals: dict[Virtual, VirtualConfig] = {}
+        self._touched: set[Virtual] = set()
 
     # --- reading ---
 
     def observe(self) -> ServersObservation:
         """Raises HostError."""
-        virtuals = self._services()
-        self._virtuals = set(virtuals)
+        virtuals = self._services(self._channel)
+        self._virtuals = {v: c for v, c in virtuals.items() if not self._is_foreign(v)}
         self._audit.forget()
-        return ServersObservation(virtuals, self._settled, self._granted, self._is_foreign)
+        return ServersObservation(
+            virtuals, self._found, self._granted, self._is_foreign, self._virtuals
+        )
 
-    def learn(self, applied: Iterable[Mapping[Key, Value]]) -> None:
-        self._audit.learn(applied)
+    def look(self, channel: Netlink | None = None) -> Callable[[], bool]:
+        """Prepare for a look at all virtual servers, made by calling the result, on any thread.
 
-    def intact(self) -> bool:
-        """Tell whether there are the virtual servers that were written, and no others of ours."""
-        try:
-            present = self._services().keys()
-        except HostError as error:
-            log.warning("virtual servers not read", reason=str(error))
-            return True
-        surplus = (virtual for virtual in present - self._virtuals)
-        return self._virtuals <= present and all(map(self._is_foreign, surplus))
+        It tells whether they are as they were written, and no others of ours are there; what is
+        written meanwhile does not count. On another thread it needs a *channel* of its own.
+        """
+        expected = dict(self._virtuals)
+        touched = self._touched = set()
 
-    def _services(self) -> dict[Virtual, VirtualConfig]:
+        def intact() -> bool:
+            try:
+                present = self._services(channel or self._channel)
+            except HostError as error:
+                log.warning("virtual servers not read", reason=str(error))
+                return True
+            surplus = present.keys() - expected.keys() - touched
+            changed = (
+                virtual
+                for virtual, config in expected.items()
+                if present.get(virtual) != config and virtual not in touched
+            )
+            return not any(changed) and all(map(self._is_foreign, surplus))
+
+        return intact
+
+    def _services(self, channel: Netlink) -> dict[Virtual, VirtualConfig]:
         found = {}
         ipv6 = self._family is Family.IPV6
         try:
-            for data, start, end in self._channel.dump(*get_services(self._id)):
+            for data, start, end in channel.dump(*get_services(self._id)):
                 service = decode_service(data, start, end)
                 if service is not None and (":" in service[0].address) is ipv6:
                     found[service[0]] = service[1]
@@ -178,13 +199,21 @@ class Servers:
             raise HostError(f"listing real servers of {virtual}: {_sentence(error)}") from error
         return {Real(virtual, dest.address, dest.port): dest for dest in dests}
 
+    def _found(self, virtual: Virtual) -> dict[Real, int]:
+        reals = self._settled(virtual)
+        self._audit.expect(virtual, reals)
+        return reals
+
     def _settled(self, virtual: Virtual) -> dict[Real, int]:
         """Real servers and weights, without those that drain. One of another kind counts as -1."""
-        return {
-            real: dest.weight if dest.method == MASQUERADING else -1
-            for real, dest in self._dests(virtual).items()
-            if real not in self._drain or dest.weight
-        }
+        found = {}
+        for real, dest in self._dests(virtual).items():
+            if dest.weight:
+                # It takes new connections: the request that was to end that never arrived.
+                self._drain.leave(real)
+            if real not in self._drain:
+                found[real] = dest.weight if dest.method == MASQUERADING else -1
+        return found
 
     def _granted(self, config: VirtualConfig) -> VirtualConfig:
         """What a virtual server gets instead of *config* on this kernel."""
@@ -199,17 +228,21 @@ class Servers:
 
     def apply(self, transaction: Transaction[Key, Value]) -> Outcome:
         """Write puts, then drops; an owner with a refused message is in `Partly.refused`."""
-        notes: list[tuple[ServiceKey, str]] = []
         try:
             steps = list(self._steps(transaction))
-            sent = self._send(steps, notes)
+            # Before it is done: somebody may be looking.
+            self._touched.update(step.key for step in steps if isinstance(step.key, Virtual))
+            sent = self._send(steps)
         except (OSError, HostError) as error:
+            self._audit.forget()
             return Unknown(f"writing virtual servers: {_sentence(error)}")
         failed = [step for step in steps if step.error]
         lost = self._lost(failed)
         if lost:
+            self._audit.forget()
             return Unknown(f"{lost} is gone, somebody removed it")
-        applied = Applied(len(sent), sum(len(body) for _, _, body in sent), len(sent), tuple(notes))
+        notes = tuple(dict.fromkeys(self._notes(steps)))
+        applied = Applied(len(sent), sum(len(body) for _, _, body in sent), len(sent), notes)
         landed = _without(transaction, failed) if failed else transaction
         for change in landed.changes:
             self._note(change)
@@ -218,6 +251,8 @@ class Servers:
         refused: dict[ServiceKey, str] = {}
         for step in failed:
             refused.setdefault(step.owner, f"{step.key}: {self._reason(step)}")
+            if isinstance(step.key, Real) and not step.put:
+                self._drain.leave(step.key)
         return Partly(landed, refused, applied)
 
     def _steps(self, transaction: Transaction[Key, Value]) -> Iterator[Step]:
@@ -225,17 +260,18 @@ class Servers:
             for key, value in change.put.items():
                 if isinstance(key, Virtual | Real):
                     known = key in change.old or (isinstance(key, Real) and key in self._drain)
-                    yield Step(change.owner, key, value, True, self._put(key, value, known))
+                    yield Step(change.owner, key, value, True, known, self._put(key, value, known))
         counts: dict[Virtual, dict[Real, Dest]] = {}
         for change in transaction.changes:
             for key, value in change.drop.items():
                 match key:
                     case Virtual():
-                        yield Step(change.owner, key, value, False, del_service(self._id, key))
+                        request = del_service(self._id, key)
+                        yield Step(change.owner, key, value, False, True, request)
                     case Real() if key.virtual not in change.drop:
-                        request = self._removal(key, counts)
-                        if request is not None:
-                            yield Step(change.owner, key, value, False, request)
+                        removal = self._removal(key, counts)
+                        if removal is not None:
+                            yield Step(change.owner, key, value, False, True, removal)
                     case _:
                         pass  # goes with its virtual server
 
@@ -259,7 +295,7 @@ class Servers:
             return del_dest(self._id, real)
         return set_dest(self._id, real, 0) if dest.weight else None
 
-    def _send(self, steps: Sequence[Step], notes: list[tuple[ServiceKey, str]]) -> list[Request]:
+    def _send(self, steps: Sequence[Step]) -> list[Request]:
         """Send until all are done or refused for good; returns what was sent."""
         sent: list[Request] = []
         waiting = list(steps)
@@ -268,70 +304,67 @@ class Servers:
             sent += requests
             for step, error in zip(waiting, self._channel.batch(requests), strict=True):
                 step.error = 0 if _is_done(step, error) else error
-            waiting = self._again([step for step in waiting if step.error], notes)
+            waiting = self._again([step for step in waiting if step.error])
             if not waiting:
                 break
         return sent
 
-    def _again(self, refused: Sequence[Step], notes: list[tuple[ServiceKey, str]]) -> list[Step]:
+    def _again(self, refused: Sequence[Step]) -> list[Step]:
         """Those of *refused* that can be had in another way, with the new requests."""
         again: list[Step] = []
         coming: set[Virtual] = set()
         for step in refused:
+            if not step.put:
+                continue
             key, value = step.key, step.value
-            other_verb = False
             if isinstance(key, Virtual):
                 assert isinstance(value, VirtualConfig)
-                if step.put and step.error == errno.ENOENT and self._can_do_without(value):
+                if step.error == errno.ENOENT and value.scheduler != self._default_scheduler:
                     self._missing.add(value.scheduler)
-                    notes.append((step.owner, self._instead(value.scheduler)))
-                    step.request = self._put(key, value, known=False)
-                    coming.add(key)
-                    again.append(step)
+                elif step.error == errno.EEXIST:
+                    step.known = True
+                else:
                     continue
-                other_verb = step.put and step.error in (errno.EEXIST, errno.ESRCH)
-                known = step.error == errno.EEXIST
-            else:
-                other_verb = step.put and step.error in (errno.EEXIST, errno.ENOENT)
-                known = step.error == errno.EEXIST
-                if step.error == errno.ESRCH and key.virtual in coming:
-                    other_verb = True
-            if other_verb:
-                step.request = self._put(key, value, known)
-                if isinstance(key, Virtual):
-                    coming.add(key)
-                again.append(step)
+                coming.add(key)
+            elif step.error in (errno.EEXIST, errno.ENOENT):
+                step.known = step.error == errno.EEXIST
+            elif step.error != errno.ESRCH or key.virtual not in coming:
+                continue
+            step.request = self._put(key, value, step.known)
+            again.append(step)
         return again
 
-    def _can_do_without(self, config: VirtualConfig) -> bool:
-        return config.scheduler not in (self._default_scheduler, *self._missing)
-
-    def _instead(self, scheduler: str) -> str:
-        return (
-            f"IPVS scheduler {scheduler!r} is not in this kernel (modprobe ip_vs_{scheduler}); "
-            f"{self._default_scheduler} is used instead"
-        )
+    def _notes(self, steps: Iterable[Step]) -> Iterator[tuple[ServiceKey, str]]:
+        for step in steps:
+            value = step.value
+            if step.put and isinstance(value, VirtualConfig) and self._granted(value) != value:
+                yield (
+                    step.owner,
+                    f"IPVS scheduler {value.scheduler!r} is not in this kernel (modprobe "
+                    f"ip_vs_{value.scheduler}); {self._default_scheduler} is used instead",
+                )
 
     def _lost(self, failed: Sequence[Step]) -> Virtual | None:
         """A virtual server that should be there and is not, though nobody refused it."""
-        refused = {step.key for step in failed}
+        refused = {step.key for step in failed if step.error != errno.ESRCH}
         for step in failed:
-            key = step.key
-            if isinstance(key, Real) and step.error == errno.ESRCH and key.virtual not in refused:
-                return key.virtual
+            virtual = step.key if isinstance(step.key, Virtual) else step.key.virtual
+            if step.error == errno.ESRCH and virtual not in refused:
+                return virtual
         return None
 
     def _note(self, change: Change[Key, Value]) -> None:
         """Remember what was committed."""
         self._audit.note(change)
-        for key in change.put:
+        for key, value in change.put.items():
             if isinstance(key, Virtual):
-                self._virtuals.add(key)
+                assert isinstance(value, VirtualConfig)
+                self._virtuals[key] = self._granted(value)
             elif isinstance(key, Real):
                 self._drain.leave(key)
         for key in change.drop:
             if isinstance(key, Virtual):
-                self._virtuals.discard(key)
+                self._virtuals.pop(key, None)
                 self._drain.leave_all(key)
 
     def _reason(self, step: Step) -> str:
@@ -358,6 +391,7 @@ class Servers:
                     break
         except (OSError, HostError) as error:
             log.warning("real servers not looked at", reason=_sentence(error))
+            return now + RETRY_SECONDS
         moments = (self._drain.next_look(), self._audit.next_at(now))
         return min((m for m in moments if m is not None), default=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -79,6 +79,7 @@ class Sets:
         self._channel = channel
         self._names = [set_name(name, family) for name in SETS]
         self._counts: dict[str, int] = {}
+        self._touched: set[str] = set()
 
     def observe(self) -> SetsObservation:
         """Raises HostError."""
@@ -99,25 +100,38 @@ class Sets:
         self._counts = {name: len(entries[name]) for name in entries}
         return SetsObservation(self._family, headers, entries)
 
-    def intact(self) -> bool:
-        """Tell whether every set is there with as many entries as were written."""
-        found: dict[str, int | None] = {}
-        try:
-            for data, start, end in self._channel.dump(*list_headers()):
-                listing = decode_listing(data, start, end)
-                if listing.header is not None:
-                    found[listing.set] = listing.header.elements
-        except (OSError, ValueError) as error:
-            log.warning("ipsets not looked at", reason=_sentence(error))
-            return True
-        return all(
-            name in found and found[name] in (None, count) for name, count in self._counts.items()
-        )
+    def look(self, channel: Netlink | None = None) -> Callable[[], bool]:
+        """Prepare for a look at the sets, made by calling the result, on any thread.
+
+        It tells whether every set is there with as many entries as were written; what is written
+        to meanwhile does not count. On another thread it needs a *channel* of its own.
+        """
+        counts = dict(self._counts)
+        touched = self._touched = set()
+
+        def intact() -> bool:
+            found: dict[str, int | None] = {}
+            try:
+                for data, start, end in (channel or self._channel).dump(*list_headers()):
+                    listing = decode_listing(data, start, end)
+                    if listing.header is not None:
+                        found[listing.set] = listing.header.elements
+            except (OSError, ValueError) as error:
+                log.warning("ipsets not looked at", reason=_sentence(error))
+                return True
+            return all(
+                name in touched or (name in found and found[name] in (None, count))
+                for name, count in counts.items()
+            )
+
+        return intact
 
     def apply(self, transaction: Transaction[Key, Value]) -> Outcome:
         jobs = _jobs(transaction, self._family)
+        self._touched.update(job.set_name for job in jobs)  # before it is done: see `look`
         refused: dict[ServiceKey, str] = {}
         failed: set[tuple[ServiceKey, Key]] = set()
+        refused_sets: set[str] = set()
         sent = size = 0
         try:
             while jobs:
@@ -127,17 +141,19 @@ class Sets:
                 again: list[Job] = []
                 for at, refusal in refusals.items():
                     job = jobs[at]
-                    if job.owner is None and refusal.errno == errno.ENOENT:
-                        if job.adds:
+                    if refusal.errno == errno.ENOENT:
+                        if not job.adds:
+                            continue  # it is gone, and its entries with it
+                        if job.set_name not in refused_sets:
                             return Unknown(f"ipset {job.set_name} is gone, somebody destroyed it")
-                        continue  # and its entries with it
                     line = refused_line(refusal.body) if job.items else None
                     culprits = job.items if line is None else job.items[line : line + 1]
-                    detail = set_error(refusal.errno, _type_of(job.set_name, self._family))
+                    detail = _detail(refusal.errno, _type_of(job.set_name, self._family))
                     for owner, key in culprits:
                         refused.setdefault(owner, f"{key}: {detail}")
                         failed.add((owner, key))
                     if job.owner is not None:
+                        refused_sets.add(job.set_name)
                         refused[job.owner] = f"ipset {job.set_name}: {detail}"
                         failed.add((job.owner, IPSet(job.set_name)))
                     if line is not None and line + 1 < len(job.items):
@@ -218,8 +234,12 @@ def _without(
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EPERM:
-        return "not permitted; run as root (NET_ADMIN)"
     if isinstance(error, OSError) and error.errno:
-        return set_error(error.errno)
+        return _detail(error.errno)
     return str(error)
+
+
+def _detail(code: int, set_type: str = "") -> str:
+    if code == errno.EPERM:
+        return "not permitted; run as root (NET_ADMIN)"
+    return set_error(code, set_type)

@@ -41,6 +41,7 @@ class Tracker(Generic[K, V]):
         self._dirty: set[ServiceKey] = set()
         self._held: set[ServiceKey] = set()
         self._leftovers: dict[K, ServiceKey] = {}
+        self._given_up: dict[K, ServiceKey] = {}  # claims nobody has, still in the kernel
 
     # --- wanting ---
 
@@ -64,9 +65,13 @@ class Tracker(Generic[K, V]):
             heir = self._claims.give_up(claim, old_rank)
             if heir is not None:
                 self._hand_over(claim, owner, heir)
+            elif owner in self._applied and self._claims.holder(claim) is None:
+                self._given_up[claim] = owner
         for claim in has if old_rank != rank else has - had:
             loser = self._claims.take(claim, rank)
-            if loser is not None:
+            if loser is None and self._given_up:
+                loser = self._given_up.pop(claim, None)
+            if loser is not None and loser != owner:
                 self._hand_over(claim, loser, owner)
         # A leftover that is wanted again: its new owner replaces it, nobody removes it.
         for key in self._leftovers.keys() & objects.keys():
@@ -125,6 +130,9 @@ class Tracker(Generic[K, V]):
             applied.update(change.put)
             for key in change.drop:
                 applied.pop(key, None)
+                claim = self._claim_of(key) if self._given_up else None
+                if claim is not None:
+                    self._given_up.pop(claim, None)
             if applied == self.wanted(change.owner):
                 self._settle(change.owner)
 

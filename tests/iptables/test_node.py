@@ -12,12 +12,25 @@ from pykubeproxy.iptables.node import (
     clean_up,
     detect_variant,
     random_fully,
+    remembering,
     remove_nftables_leftovers,
 )
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
 from tests.fakes.xtables import Xtables
+
+
+class Counted:
+    """A runner that remembers what it was asked."""
+
+    def __init__(self, host):
+        self.host = host
+        self.asked = []
+
+    def run(self, argv, input=None, timeout_seconds=60.0):
+        self.asked.append((argv[0], input))
+        return self.host.run(argv, input, timeout_seconds)
 
 
 class Host:
@@ -116,6 +129,32 @@ def test_no_family_at_all_is_said(monkeypatch):
 
 def test_full_port_randomization_is_asked_of_the_tool(host):
     assert random_fully(Tools(Family.IPV4, Variant.NFT), host.run)
+
+
+def test_a_named_variant_costs_no_look_at_the_other(host):
+    counted = Counted(host)
+    detect_variant("legacy", counted.run)
+    assert {"iptables-legacy"} == {program for program, _ in counted.asked}
+
+
+def test_one_start_asks_every_question_once(host):
+    counted = Counted(host)
+    ask = remembering(counted.run)
+    verdict = detect_variant("auto", ask)
+    for tools in available_tools(verdict.variant, ask).values():
+        assert random_fully(tools, ask)
+    assert 16 >= len(counted.asked)
+
+
+def test_what_gets_input_is_run_each_time(host):
+    counted = Counted(host)
+    ask = remembering(counted.run)
+    for _ in range(2):
+        ask(["iptables-nft-restore", "--noflush"], b"*nat\nCOMMIT\n", 5.0)
+        ask(["iptables-nft", "--version"], None, 5.0)
+    assert ["iptables-nft-restore", "iptables-nft", "iptables-nft-restore"] == [
+        program for program, _ in counted.asked
+    ]
 
 
 @pytest.mark.parametrize("present", [[], ["ip"], ["ip", "ip6"]], ids=repr)

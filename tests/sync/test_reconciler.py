@@ -6,7 +6,7 @@ from pykubeproxy.errors import HostError
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import Kind, ObjectKey, ServiceKey
-from pykubeproxy.sync.outcome import BASE
+from pykubeproxy.sync.outcome import BASE, Applied, Change, Partly, Transaction
 from pykubeproxy.sync.reconciler import Reconciler
 from pykubeproxy.sync.store import Store, Touched
 from tests.build import endpoint, port, service, slice_, slice_port
@@ -630,3 +630,196 @@ def test_leftovers_are_removed_one_by_one(world):
     assert world.run().succeeded
     assert {stuck} == {k for k in world.kernel.objects if str(k[-1]).startswith("old/")}
     assert world.reconciler.quarantined == ()
+
+
+# --- transactions that land in part ---
+
+
+class Piecemeal(MemoryDataplane):
+    """Commits object by object; ``refused`` holds owners and keys, ``notes`` sentences by owner."""
+
+    def __init__(self):
+        super().__init__()
+        self.notes = {}
+
+    def apply(self, transaction):
+        self.transactions.append(transaction)
+        refused, landed = {}, []
+        for change in transaction.changes:
+            bad = {k for k in (*change.put, *change.drop) if self.refused & {k, change.owner}}
+            if bad:
+                refused[change.owner] = f"refused: {len(bad)}"
+            put = {k: v for k, v in change.put.items() if k not in bad}
+            drop = {k: v for k, v in change.drop.items() if k not in bad}
+            landed.append(Change(change.owner, put, drop, change.old))
+            self.objects.update(put)
+            for name in drop:
+                self.objects.pop(name, None)
+        notes = tuple((o, self.notes[o]) for o in transaction.owners if o in self.notes)
+        applied = Applied(lines=1, rules=1, notes=notes)
+        if not refused:
+            return applied
+        return Partly(Transaction(transaction.scope, tuple(landed)), refused, applied)
+
+
+@pytest.fixture
+def piecemeal():
+    world = World()
+    world.kernel = Piecemeal()
+    world.restart()
+    return world
+
+
+def test_refused_owners_are_in_quarantine_and_the_others_are_confirmed(piecemeal):
+    piecemeal.put(*LETTERS)
+    piecemeal.kernel.refused = {key("c"), key("f")}
+    report = piecemeal.run()
+    assert [key("c"), key("f")] == [entry.owner for entry in report.quarantined]
+    assert (True, 1, {("memory", "partly"): 1}) == (
+        report.succeeded,
+        report.transactions,
+        report.outcomes,
+    )
+    assert set(LETTERS) - {"c", "f"} == piecemeal.served()
+    piecemeal.kernel.forget()
+    piecemeal.run()
+    assert [] == piecemeal.kernel.transactions
+
+
+def test_what_landed_of_a_refused_owner_is_not_written_again(piecemeal):
+    piecemeal.put("a")
+    piecemeal.kernel.refused = {("pool", "default/a")}
+    report = piecemeal.run()
+    assert ("front", "10.96.0.1", 80) in piecemeal.kernel.objects
+    assert ["refused: 1"] == [entry.detail for entry in report.quarantined]
+    piecemeal.kernel.refused.clear()
+    piecemeal.kernel.forget()
+    piecemeal.now = piecemeal.reconciler.retry_at
+    assert [key("a")] == piecemeal.run().recovered
+    (written,) = piecemeal.kernel.transactions
+    assert [{("pool", "default/a")}] == [set(change.put) for change in written.changes]
+
+
+def test_only_what_landed_is_counted(piecemeal):
+    piecemeal.put("a", "b")
+    piecemeal.kernel.refused = {key("b")}
+    assert 3 == piecemeal.run().objects_put  # the base, and two of a
+
+
+def test_a_removal_refused_in_part_is_tried_again(piecemeal):
+    piecemeal.put("a", "b").settle()
+    piecemeal.drop("a")
+    piecemeal.kernel.refused = {("front", "10.96.0.1", 80)}
+    piecemeal.run()
+    assert {"b"} == piecemeal.served()
+    piecemeal.kernel.refused.clear()
+    piecemeal.now += 1
+    piecemeal.run()
+    assert ("front", "10.96.0.1", 80) not in piecemeal.kernel.objects
+
+
+def test_a_base_refused_in_part_ends_the_pass(piecemeal):
+    piecemeal.kernel.plan = one_by_one
+    piecemeal.put("a")
+    piecemeal.kernel.refused = {BASE}
+    report = piecemeal.run()
+    assert (False, 1) == (report.succeeded, report.transactions)
+    assert "refused: 1" == report.detail
+    assert set() == piecemeal.served()
+    piecemeal.kernel.refused.clear()
+    piecemeal.now += 2
+    assert piecemeal.run().succeeded
+    assert {"a"} == piecemeal.served()
+
+
+def one_by_one(changes):
+    return [Transaction("memory", (change,)) for change in changes]
+
+
+def test_who_is_refused_in_part_is_left_out_of_later_transactions(piecemeal):
+    plan = piecemeal.kernel.plan
+    piecemeal.kernel.plan = lambda changes: [*plan(changes), *plan(changes)]
+    piecemeal.put("a", "b")
+    piecemeal.kernel.refused = {key("a")}
+    piecemeal.run()
+    assert [BASE, key("b")] == list(piecemeal.kernel.transactions[-1].owners)
+
+
+def test_notes_become_problems(piecemeal):
+    piecemeal.put("a", "b")
+    piecemeal.kernel.notes = {key("b"): "another scheduler is used"}
+    assert [(key("b"), "another scheduler is used")] == piecemeal.run().problems
+
+
+@pytest.mark.parametrize("refused", [set(), {key("a")}], ids=["applied", "partly"])
+def test_notes_come_with_either_outcome(piecemeal, refused):
+    piecemeal.put("a", "b")
+    piecemeal.kernel.notes = {key("b"): "so so"}
+    piecemeal.kernel.refused = refused
+    assert [(key("b"), "so so")] == piecemeal.run().problems
+
+
+# --- claims of several objects ---
+
+
+class SharingCompiler(PlainCompiler):
+    """What is in a front belongs to it: one claim for both."""
+
+    def compile(self, route, node):
+        self.compiled.append(str(route.key))
+        objects = {}
+        for front in route.frontends:
+            name = front.address, front.port
+            objects["front", *name] = ("any",)
+            for endpoint_ in route.cluster_endpoints:
+                objects["member", *name, str(endpoint_)] = ()
+        return objects
+
+    def claim(self, key):
+        return ("front", *key[1:3])
+
+
+def test_two_ports_of_one_service_under_one_claim_do_not_mix(world):
+    world.compiler = SharingCompiler()
+    world.restart()
+    both = [port(80, "x"), port(80, "y", "UDP")]
+    world.store.put(service("a", ports=both))
+    numbers = [slice_port(1, "x"), slice_port(2, "y", "UDP")]
+    world.store.put(slice_("a", endpoint("10.0.0.1"), ports=numbers))
+    assert world.run().problems == []
+    members = [k for k in world.kernel.objects if k[0] == "member"]
+    assert [("member", "10.96.0.1", 80, "10.0.0.1:1")] == members
+
+
+def test_owners_that_want_the_same_under_one_claim_agree(world):
+    world.compiler = SharingCompiler()
+    world.restart()
+    contest(world, ("a", OLD), ("b", YOUNG))
+    assert world.run().problems == []
+    world.kernel.forget()
+    world.drop("a")
+    world.run()
+    assert SHARED in world.kernel.objects
+
+
+# --- what is counted ---
+
+
+@pytest.mark.parametrize(("counts_services", "expected"), [(False, (2, 0)), (True, (1, 0))])
+def test_services_or_ports_without_endpoints_here_are_counted(counts_services, expected):
+    world = World()
+    world.reconciler = Reconciler(
+        Family.IPV4,
+        world.compiler,
+        world.kernel,
+        clock=lambda: world.now,
+        counts_services=counts_services,
+    )
+    world.store.put(service("a", internal_policy="Local", ports=[port(80, "x"), port(81, "y")]))
+    numbers = [slice_port(1, "x"), slice_port(2, "y")]
+    world.store.put(slice_("a", endpoint("10.0.0.1"), ports=numbers))
+    world.run()
+    assert expected == world.reconciler.no_local_endpoints
+    world.drop("a")
+    world.run()
+    assert (0, 0) == world.reconciler.no_local_endpoints

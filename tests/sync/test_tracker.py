@@ -277,6 +277,26 @@ def test_the_next_one_takes_a_free_key_over(tracker, objects):
     assert tracker._applied[B] == {"shared": "b"}
 
 
+def test_what_one_gives_up_and_another_takes_is_not_removed(tracker):
+    settled(tracker, (B, {"shared": 1, "part of shared": 2}, "2024"))
+    tracker.want(B, {})
+    tracker.want(A, {"shared": 1}, "2025")
+    assert tracker.changes() == [Change(A, {}, {"part of shared": 2}, {})]
+
+
+def test_what_was_removed_is_written_for_the_next_one(tracker):
+    settled(tracker, (B, {"shared": 1}, "2024"), (B, {}))
+    tracker.want(A, {"shared": 1}, "2025")
+    assert tracker.changes() == [Change(A, {"shared": 1}, {}, {})]
+
+
+def test_what_is_given_up_and_wanted_again_stays(tracker):
+    settled(tracker, (A, {"shared": 1}, "2024"))
+    tracker.want(A, {})
+    tracker.want(A, {"shared": 1}, "2024")
+    assert tracker.changes() == []
+
+
 def test_an_owner_that_was_made_anew_loses_its_rank(tracker):
     settled(tracker, (A, {"shared": "a"}, "2024"), (B, {"shared": "b"}, "2025"))
     tracker.want(A, {"shared": "a"}, "2026")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,36 +12,56 @@ from e2e.lab import Lab
 from pykubeproxy.host.exec import Finished
 from pykubeproxy.host.netlink import GENERIC, NETFILTER, ROUTE, Netlink
 from pykubeproxy.ipvs import messages as m
+from pykubeproxy.ipvs.node import delete_device, ensure_device, find_device
 from pykubeproxy.ipvs.objects import Real as RealServer
 from pykubeproxy.ipvs.objects import Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
-from tests.fakes.ipvs import DEVICE, FakeKernel
+from tests.fakes.ipvs import FakeKernel
 from tests.fakes.ipvs_cases import CASES, RULE_CASES, RULE_SETS, Case, Channels, picture, run
 from tests.fakes.xtables_cases import BASE, spelled
 from tests.fakes.xtables_cases import Case as RuleCase
 
+IPVS_FLUSH = bytes((17, 1, 0, 0))
+IPSET_DESTROY_ALL = (0x603, 0, bytes.fromhex("000000000500010006000000"))
+DEFAULT_TIMEOUTS = m.Timeouts(900, 120, 300)
 
-@pytest.fixture
+
+@pytest.fixture(scope="module")
 def namespace() -> Iterator[Namespace]:
+    """One for all tests, emptied for each: making one costs seven programs."""
     namespace = Namespace()
     try:
         namespace.run("ip", "link", "set", "lo", "up")
-        namespace.run("ip", "link", "add", DEVICE, "type", "dummy")
         yield namespace
     finally:
         namespace.remove()
 
 
-@pytest.fixture
-def real(namespace: Namespace) -> Iterator[Channels]:
-    (device,) = json.loads(namespace.run("ip", "-json", "link", "show", DEVICE))
-    generic, netfilter, route = opened = [
-        namespace.call(lambda number=number: Netlink(number))
-        for number in (GENERIC, NETFILTER, ROUTE)
-    ]
-    yield Channels(generic, netfilter, route, generic.family_id("IPVS"), device["ifindex"])
+@pytest.fixture(scope="module")
+def connect(namespace: Namespace) -> Callable[[int], Netlink]:
+    return lambda protocol: namespace.call(lambda: Netlink(protocol))
+
+
+@pytest.fixture(scope="module")
+def sockets(connect: Callable[[int], Netlink]) -> Iterator[list[Netlink]]:
+    opened = [connect(number) for number in (GENERIC, NETFILTER, ROUTE)]
+    yield opened
     for channel in opened:
         channel.close()
+
+
+@pytest.fixture
+def real(sockets: list[Netlink], connect: Callable[[int], Netlink]) -> Channels:
+    generic, netfilter, route = sockets
+    family_id = generic.family_id("IPVS")
+    reset = [(family_id, 0, IPVS_FLUSH), m.set_config(family_id, DEFAULT_TIMEOUTS)]
+    assert [0, 0] == generic.batch(reset)
+    assert [0] == netfilter.batch([IPSET_DESTROY_ALL])
+    delete_device(connect)
+    ensure_device(connect)
+    device = find_device(route)
+    assert device is not None
+    return Channels(generic, netfilter, route, family_id, device.index)
 
 
 @pytest.fixture
