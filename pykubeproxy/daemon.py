@@ -163,8 +163,13 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
         target=partial(_remove_other_modes, mode, config, stop), name="leftovers", daemon=True
     )
     reactions = Reactions(
-        *(metrics, health, status, partial(_open_ports, health), cleaner, record),
-        once_in_sync=partial(_settle_down, leftovers),
+        metrics,
+        health,
+        status,
+        partial(_open_ports, health),
+        cleaner,
+        record,
+        partial(_settle_down, leftovers),
     )
     parts.callback(reactions.close)
     loop = SyncLoop(

@@ -1,7 +1,7 @@
 """As much raw netlink as the hot paths need: attributes, one request, one dump, one batch.
 
 pyroute2 spends 66 us on decoding one conntrack entry and loads for 0.2 s; a table of 100 000
-entries has to be read in well under a second. Everything rarer goes through pyroute2.
+entries has to be read in well under a second. It writes what is rare: links.
 Formats: linux/netlink.h, linux/genetlink.h, linux/netfilter/nfnetlink.h.
 """
 

@@ -31,7 +31,6 @@ from pykubeproxy.host.netlink import (
     Request,
     attribute,
     attributes,
-    nested,
 )
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, Runner, describe
 from pykubeproxy.iptables.tools import Tools
@@ -101,6 +100,7 @@ _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, type, interface, flags, change
 _NO_LINK = bytes(_IFINFOMSG.size)  # which one is said by its name
 _IFNAME, _LINKINFO, _INFO_KIND = 3, 18, 1
+_NETLINK_HEADER_BYTES = 16
 
 
 class Channel(Interface):
@@ -535,12 +535,24 @@ def _must_be_dummy(device: Device) -> None:
 
 
 def _new_dummy(name: str) -> Request:
-    info = nested(_LINKINFO, attribute(_INFO_KIND, _DUMMY.encode() + b"\0"))
-    return _NEWLINK, ACK | CREATE | EXCL, _NO_LINK + _named(name) + info
+    kind = {"attrs": [("IFLA_INFO_KIND", _DUMMY)]}
+    body = _link_message(("IFLA_IFNAME", name), ("IFLA_LINKINFO", kind))
+    return _NEWLINK, ACK | CREATE | EXCL, body
 
 
 def _del_link(name: str) -> Request:
-    return _DELLINK, 0, _NO_LINK + _named(name)
+    return _DELLINK, 0, _link_message(("IFLA_IFNAME", name))
+
+
+def _link_message(*attrs: tuple[str, object]) -> bytes:
+    """The body of a message about a link. Links come and go once in a node's life."""
+    # Late: pyroute2 takes 0.2 s to load, and most starts make no link.
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+    message = ifinfmsg()
+    message["attrs"] = list(attrs)
+    message.encode()
+    return bytes(message.data[_NETLINK_HEADER_BYTES:])
 
 
 def _named(name: str) -> bytes:
