@@ -97,7 +97,7 @@ class IpvsDataplane:
         self._tell = suspect
         self._lookers = lookers
         self._beside = beside
-        self._suspicious = False
+        self._suspicious = self._looking = False
         self._written: dict[xtables.Key, xtables.Rules] = {}
         self._rule_writes = 0
         self._believing = True
@@ -140,12 +140,18 @@ class IpvsDataplane:
         """Tell whether nothing seems to be gone, and have everything looked at."""
         if self._suspicious:
             return False
+        if self._looking:
+            return True
+        self._looking = True
         generic, netfilter = self._lookers
         parts = (self._servers.look(generic), self._sets.look(netfilter), self._look_at_rules())
 
         def look() -> None:
-            if not all(intact() for intact in parts):
-                self._suspect()
+            try:
+                if not all(intact() for intact in parts):
+                    self._suspect()
+            finally:
+                self._looking = False
 
         self._beside(look)
         return not self._suspicious

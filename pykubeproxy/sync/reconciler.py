@@ -5,7 +5,7 @@ Effects happen only inside the `Dataplane`; the clock is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -95,7 +95,7 @@ class Report(Struct):
     def add(self, transaction: Transaction[Any, Any], applied: Applied) -> None:
         """Add up what *transaction* wrote."""
         scope = transaction.scope
-        self.landed = self.landed or any(owner.namespace for owner in transaction.owners)
+        self.landed = self.landed or bool(_served(transaction))
         self.rules[scope] = self.rules.get(scope, 0) + applied.rules
         self.lines += applied.lines
         self.bytes += applied.bytes
@@ -272,9 +272,8 @@ class Reconciler(Generic[K, V]):
                     report.count(current.scope, "partly")
                     report.add(landed, applied)
                     self._tracker.confirm(landed)
-                    for owner, detail in refused.items():
-                        if not self._go_on_without(owner, detail, report):
-                            return False
+                    if not self._go_on_without_all(refused, landed, report):
+                        return False
                 case Unknown(detail):
                     report.count(current.scope, "unknown")
                     self.distrust()
@@ -300,6 +299,10 @@ class Reconciler(Generic[K, V]):
 
     def _go_on_without(self, owner: ServiceKey, detail: str, report: Report) -> bool:
         """Put a refused owner in quarantine; False where going on makes no sense."""
+        self._put_in_quarantine(owner, detail, report)
+        return owner != BASE and not self._nobody_lands(detail, report)
+
+    def _put_in_quarantine(self, owner: ServiceKey, detail: str, report: Report) -> None:
         earlier = self._quarantine.get(owner)
         attempts = earlier.attempts + 1 if earlier else 1
         pause = min(QUARANTINE_MOST_SECONDS, QUARANTINE_FIRST_SECONDS * 2 ** (attempts - 1))
@@ -310,8 +313,27 @@ class Reconciler(Generic[K, V]):
         if owner == BASE:
             report.succeeded = False
             report.detail = detail
-            return False
-        return not self._nobody_lands(detail, report)
+
+    def _go_on_without_all(
+        self, refused: Mapping[ServiceKey, str], landed: Transaction[K, V], report: Report
+    ) -> bool:
+        """The same for those a partly committed transaction left out.
+
+        Where nobody was accepted the fault is hardly with single Services: that is said once, as
+        a failure of the pass, and by the first few of them.
+        """
+        everybody = len(refused) >= REFUSED_IN_A_ROW and _served(landed) <= refused.keys()
+        told = len(report.quarantined) + REFUSED_IN_A_ROW
+        for owner, detail in refused.items():
+            self._put_in_quarantine(owner, detail, report)
+            if owner == BASE:
+                return False
+        if everybody:
+            del report.quarantined[told:]
+            report.succeeded = False
+            first = next(iter(refused.values()))
+            report.detail = f"{len(refused)} Services tried and each refused, the first: {first}"
+        return True
 
     def _nobody_lands(self, detail: str, report: Report) -> bool:
         """Notice that the fault is not with single Services, and treat it as one failure.
@@ -403,6 +425,11 @@ class _Summary(Struct, frozen=True):
             self.no_local_internal + new.no_local_internal - old.no_local_internal,
             self.no_local_external + new.no_local_external - old.no_local_external,
         )
+
+
+def _served(transaction: Transaction[Any, Any]) -> set[ServiceKey]:
+    """The Services of which anything is in *transaction*."""
+    return {c.owner for c in transaction.changes if c.owner.namespace and (c.put or c.drop)}
 
 
 def _split(

@@ -7,7 +7,7 @@ from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import Kind, ObjectKey, ServiceKey
 from pykubeproxy.sync.outcome import BASE, Applied, Change, Partly, Transaction
-from pykubeproxy.sync.reconciler import Reconciler
+from pykubeproxy.sync.reconciler import REFUSED_IN_A_ROW, Reconciler
 from pykubeproxy.sync.store import Store, Touched
 from tests.build import endpoint, port, service, slice_, slice_port
 from tests.fakes.dataplane import MemoryDataplane, PlainCompiler
@@ -743,6 +743,26 @@ def test_who_is_refused_in_part_is_left_out_of_later_transactions(piecemeal):
     piecemeal.kernel.refused = {key("a")}
     piecemeal.run()
     assert [BASE, key("b")] == list(piecemeal.kernel.transactions[-1].owners)
+
+
+def test_when_everybody_is_refused_in_part_it_is_a_failure_told_by_a_few(piecemeal):
+    names = [f"s{n}" for n in range(250)]
+    piecemeal.put(*names)
+    piecemeal.kernel.refused.update(key(name) for name in names)
+    report = piecemeal.run()
+    assert (False, REFUSED_IN_A_ROW) == (report.succeeded, len(report.quarantined))
+    assert "250 Services tried and each refused" in report.detail
+    assert len(names) == len(piecemeal.reconciler.quarantined)
+
+
+def test_many_refused_services_hold_up_nobody_who_comes_later(piecemeal):
+    names = [f"s{n}" for n in range(250)]
+    piecemeal.put(*names)
+    piecemeal.kernel.refused.update(key(name) for name in names)
+    piecemeal.run()
+    piecemeal.put("healthy")
+    assert piecemeal.run().succeeded
+    assert {"healthy"} == piecemeal.served()
 
 
 def test_notes_become_problems(piecemeal):
