@@ -32,7 +32,8 @@ _DUMP_ATTEMPTS = 5
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_ORIG, _REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_ORIG, _REPLY, _STATUS, _ID, _ZONE, _FILTER = 1, 2, 3, 12, 18, 25
+_DST_NAT = 1 << 5  # IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
 _IP, _PROTO = 1, 2  # inside a tuple; also the numbers inside a filter: orig and reply flags
 _PROTO_NUM, _SRC_PORT, _DST_PORT = 1, 2, 3
 _MATCH_DST, _MATCH_PROTO, _MATCH_DST_PORT = 1 << 1, 1 << 3, 1 << 5
@@ -61,23 +62,29 @@ class Flow(Struct, frozen=True, gc=False):
     reply_sport: int
 
 
-def remove_stale(family: Family, table: FlowTable, scope: Scope) -> Removed:
+def remove_stale(
+    family: Family, table: FlowTable, scope: Scope, *, untranslated: bool = False
+) -> Removed:
     """Delete the entries of *family* that are stale by *table*, looking only where *scope* says.
 
-    Opens its own sockets, so any thread may call it. Never raises for what the kernel does: a
-    failure is logged, and `Removed.complete` is ``False``.
+    *untranslated*: spare those to which netfilter itself gave their destination; what went by IPVS
+    does not have that mark. Opens its own sockets, so any thread may call it. Never raises for
+    what the kernel does: a failure is logged, and `Removed.complete` is ``False``.
     """
     try:
         with Netlink(NETFILTER) as netlink:
-            return _Run(netlink, family, table).remove(scope)
+            return _Run(netlink, family, table, untranslated).remove(scope)
     except OSError as error:
         log.warning("stale UDP flows not looked for", family=family.value, reason=_why(error))
         return Removed(0, 0, complete=False)
 
 
 class _Run:
-    def __init__(self, netlink: Netlink, family: Family, table: FlowTable) -> None:
+    def __init__(
+        self, netlink: Netlink, family: Family, table: FlowTable, untranslated: bool
+    ) -> None:
         self._netlink = netlink
+        self._untranslated = untranslated
         self._family = family
         self._af = _AF[family]
         self._table = table
@@ -146,7 +153,9 @@ class _Run:
                     or (only[0] is not None and flow.dst != only[0])
                 ):
                     matches = False  # read on: the socket must be empty for the next request
-                elif self._is_stale(flow):
+                elif self._is_stale(flow) and not (
+                    self._untranslated and _is_translated(data, start, end)
+                ):
                     stale[_handle(data, start, end)] = flow
             if not matches:
                 return False
@@ -181,6 +190,14 @@ class _Run:
             )
             return False
         return True
+
+
+def _is_translated(data: bytes, start: int, end: int) -> bool:
+    """Tell whether netfilter changes the destination (IPS_DST_NAT; IPVS does not say so)."""
+    for kind, first, last in attributes(data, start + _BODY, end):
+        if kind == _STATUS:
+            return bool(int.from_bytes(data[first:last], "big") & _DST_NAT)
+    return False
 
 
 def decoder(family: Family) -> Callable[[bytes, int, int], Flow | None]:

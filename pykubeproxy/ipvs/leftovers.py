@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,6 +20,7 @@ from msgspec import Struct
 from pykubeproxy.errors import HostError
 from pykubeproxy.host.conntrack import remove_stale
 from pykubeproxy.host.netlink import EXCL, GENERIC, NETFILTER, ROUTE, Netlink
+from pykubeproxy.host.sockets import talking_from
 from pykubeproxy.ipvs.messages import (
     decode_address,
     decode_dest,
@@ -44,6 +46,7 @@ from pykubeproxy.ipvs.names import (
 )
 from pykubeproxy.ipvs.node import IPVS, Channel, Connect, delete_device, find_device, services
 from pykubeproxy.ipvs.objects import Virtual
+from pykubeproxy.ipvs.sources import remove_routes, steer_away
 from pykubeproxy.model.addresses import contains
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.sync.flows import FlowTable, Scope
@@ -64,6 +67,9 @@ _DESTINATIONS = (CLUSTER_IP, EXTERNAL_IP, EXTERNAL_IP_LOCAL, LOAD_BALANCER, NODE
 _NODE_PORTS = {NODE_PORT_TCP: Protocol.TCP, NODE_PORT_UDP: Protocol.UDP}
 
 Forget = Callable[[Family, FlowTable, Scope], object]
+_FORGET: Forget = partial(remove_stale, untranslated=True)
+Talking = Callable[[Collection[str]], int]
+"""How many sockets of this node have one of these addresses at their own end, and a peer."""
 
 
 class Removal(Struct):
@@ -98,13 +104,15 @@ def remove_leftovers(
     wait: Callable[[float], bool],
     clock: Callable[[], float],
     connect: Connect = Netlink,
-    forget: Forget = remove_stale,
+    forget: Forget = _FORGET,
+    talking: Talking = talking_from,
 ) -> Removal:
     """Remove what ipvs mode, ours or kube-proxy's, left, once the rules of another mode serve.
 
-    New connections no longer reach the virtual servers then, and established ones get
-    `PATIENCE_SECONDS` to end. *wait* sleeps for some seconds and returns whether to give up:
-    what is left then is found again at the next start.
+    New connections no longer reach the virtual servers then, and those of the node itself no
+    longer come from addresses that are about to go (`ipvs.sources`). Established ones of either
+    sort get `PATIENCE_SECONDS` to end. *wait* sleeps for some seconds and returns whether to give
+    up: what is left then is found again at the next start.
 
     Of the virtual servers only those go that ipvs mode made as far as its device and sets tell;
     others of this host, and those in *exclude_cidrs* (canonical), stay. Without device and sets
@@ -121,7 +129,9 @@ def remove_leftovers(
                 for virtual in ipvs.listed()
                 if traces.cover(virtual) and not _excluded(virtual, exclude_cidrs)
             ]
-            if not ipvs.drain(ours, removal, wait, clock):
+            if traces.device is not None and traces.bound:
+                steer_away(traces.device, traces.bound, connect)
+            if not _let_end(ipvs, ours, partial(talking, traces.bound), removal, wait, clock):
                 return removal
     except OSError as error:
         removal.problems.append(f"leftovers of ipvs mode: {_reason(error)}")
@@ -161,33 +171,11 @@ class _Ipvs:
             if error not in (0, errno.ESRCH):
                 removal.problems.append(f"virtual server {virtual}: {os.strerror(error)}")
 
-    def drain(
-        self,
-        virtuals: Sequence[Virtual],
-        removal: Removal,
-        wait: Callable[[float], bool],
-        clock: Callable[[], float],
-    ) -> bool:
-        """Delete each of *virtuals* when nobody is connected; ``False``: asked to give up."""
-        deadline = clock() + PATIENCE_SECONDS
-        waiting = virtuals
-        while True:
-            connections = {virtual: self._connections(virtual) for virtual in waiting}
-            self.delete([v for v, count in connections.items() if not count], removal)
-            waiting = [v for v, count in connections.items() if count]
-            if not waiting:
-                return True
-            if clock() >= deadline:
-                log.warning(
-                    "connections through leftover virtual servers are cut",
-                    virtual_servers=len(waiting),
-                    connections=sum(connections.values()),
-                    waited_seconds=PATIENCE_SECONDS,
-                )
-                self.delete(waiting, removal)
-                return True
-            if wait(POLL_SECONDS):
-                return False
+    def delete_idle(self, virtuals: Sequence[Virtual], removal: Removal) -> dict[Virtual, int]:
+        """Delete those of *virtuals* that nobody is connected to; return how many others have."""
+        connections = {virtual: self._connections(virtual) for virtual in virtuals}
+        self.delete([v for v, count in connections.items() if not count], removal)
+        return {virtual: count for virtual, count in connections.items() if count}
 
     def _connections(self, virtual: Virtual) -> int:
         if self._channel is None:
@@ -196,9 +184,47 @@ class _Ipvs:
         return sum(decode_dest(*message).active for message in dump)
 
 
+def _let_end(
+    ipvs: _Ipvs,
+    virtuals: Sequence[Virtual],
+    talking: Callable[[], int],
+    removal: Removal,
+    wait: Callable[[float], bool],
+    clock: Callable[[], float],
+) -> bool:
+    """Delete each of *virtuals* when nobody is connected, and wait for *talking* sockets.
+
+    Returns ``False`` when asked to give up.
+    """
+    deadline = clock() + PATIENCE_SECONDS
+    waiting = virtuals
+    # Nobody sees if a UDP socket without a peer expects an answer; give it time for one.
+    first = True
+    while True:
+        connections = ipvs.delete_idle(waiting, removal)
+        waiting = list(connections)
+        sockets = talking()
+        if not (first or waiting or sockets):
+            return True
+        first = False
+        if clock() >= deadline:
+            log.warning(
+                "connections of ipvs mode are cut",
+                virtual_servers=len(waiting),
+                connections=sum(connections.values()),
+                own_sockets=sockets,
+                waited_seconds=PATIENCE_SECONDS,
+            )
+            ipvs.delete(waiting, removal)
+            return True
+        if wait(POLL_SECONDS):
+            return False
+
+
 class _Traces(Struct):
     """What tells virtual servers of ipvs mode from those of others."""
 
+    device: int | None  # interface index, unless it is somebody else's
     bound: set[str]
     elsewhere: set[str]
     destinations: set[Virtual]
@@ -221,9 +247,11 @@ def _traces(connect: Connect) -> _Traces | None:
     Raises:
         OSError: the kernel refuses.
     """
-    found = _Traces(set(), set(), set(), set())
+    found = _Traces(None, set(), set(), set(), set())
     with connect(ROUTE) as channel:
         device = find_device(channel)
+    if device is not None and device.is_dummy:
+        found.device = device.index
     any_set = _read_sets(connect, found)
     if device is None and not any_set:
         return None
@@ -275,6 +303,7 @@ def _forget_flows(virtuals: Iterable[Virtual], forget: Forget) -> None:
 
     The kernel knows them as established, so the rules that replace the virtual servers would not
     see them, and to an address that nobody has they go nowhere until they are idle for minutes.
+    Flows that the rules serve already are let alone.
     """
     flows: dict[Family, set[tuple[str, int]]] = defaultdict(set)
     for virtual in virtuals:
@@ -290,6 +319,11 @@ def _remove_device_and_sets(connect: Connect, removal: Removal) -> None:
         removal.count(f"device {DEVICE}", int(delete_device(connect)))
     except HostError as error:
         removal.problems.append(str(error))
+    try:
+        # Only now: with an address and no route the node would choose it, and get no answers.
+        remove_routes(connect)
+    except OSError as error:
+        removal.problems.append(f"routes to addresses of {DEVICE}: {_reason(error)}")
     if not IP_SET.exists():
         return
     names = [set_name(name, family) for family in Family for name in SETS]

@@ -28,12 +28,12 @@ def tuple_attribute(kind, family, proto, src, sport, dst, dport, zone=None):
     return nested(kind, *inside)
 
 
-def entry(dst, dport, reply, rport, family=V4, proto=17, sport=1000, zone=None):
+def entry(dst, dport, reply, rport, family=V4, proto=17, sport=1000, zone=None, status=0):
     client = "10.9.9.9" if family is V4 else "fd09::9"
     body = bytes([AF[family], 0, 0, 0])
     body += tuple_attribute(1, family, proto, client, sport, dst, dport, zone)
     body += tuple_attribute(2, family, proto, reply, rport, client, sport)
-    body += attribute(3, bytes(4)) + attribute(12, struct.pack(">I", sport))
+    body += attribute(3, struct.pack(">I", status)) + attribute(12, struct.pack(">I", sport))
     return bytes(16) + body
 
 
@@ -127,6 +127,18 @@ def test_stale_entries_go_and_others_stay(install, scope):
     removed = remove_stale(V4, TABLE, scope)
     assert kernel.entries == [GOOD, FOREIGN]
     assert (removed.deleted, removed.complete) == (1, True)
+
+
+@pytest.mark.parametrize(("untranslated", "spared"), [(False, []), (True, [1])])
+def test_flows_that_netfilter_redirects_can_be_spared(install, untranslated, spared):
+    """IPS_DST_NAT is bit 5; IPVS leaves it alone (seen on 6.1)."""
+    by_ipvs, by_netfilter = (
+        entry("10.96.0.10", 53, "10.1.0.9", 53, sport=2000 + number, status=status)
+        for number, status in enumerate((0x18E, 0x1AE))
+    )
+    kernel = install(by_ipvs, by_netfilter)
+    remove_stale(V4, TABLE, SCOPE, untranslated=untranslated)
+    assert [[by_ipvs, by_netfilter][at] for at in spared] == kernel.entries
 
 
 def test_ipv6(install):

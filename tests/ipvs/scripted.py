@@ -25,7 +25,10 @@ NEW_SERVICE, DEL_SERVICE, GET_SERVICE, GET_DEST, SET_CONFIG, GET_CONFIG = (
 GET_PROTOCOL, CREATE_SET, DESTROY_SET, LIST_SET, GET_TYPE = (
     (NETFILTER, number) for number in (1, 2, 3, 7, 13)
 )
-NEW_LINK, DEL_LINK, GET_LINK, GET_ADDRESSES = ((ROUTE, number) for number in (16, 17, 18, 22))
+NEW_LINK, DEL_LINK, GET_LINK, NEW_ADDRESS, DEL_ADDRESS, GET_ADDRESSES = (
+    (ROUTE, number) for number in (16, 17, 18, 20, 21, 22)
+)
+NEW_ROUTE, DEL_ROUTE, GET_ROUTE = ((ROUTE, number) for number in (24, 25, 26))
 
 Key = tuple[int, int]
 Answer = Callable[[bytes], bytes | list[bytes]]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import struct
 
 import pytest
 
+from pykubeproxy.host.netlink import attribute
 from pykubeproxy.ipvs import leftovers
 from pykubeproxy.ipvs.leftovers import clean_up, remove_leftovers
 from pykubeproxy.ipvs.objects import Virtual
@@ -11,19 +13,23 @@ from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.sync.flows import UDP, Scope, is_stale
 from tests.ipvs.scripted import (
     DEL_LINK,
+    DEL_ROUTE,
     DEL_SERVICE,
     DESTROY_SET,
     GET_ADDRESSES,
     GET_DEST,
     GET_LINK,
+    GET_ROUTE,
     GET_SERVICE,
     LIST_SET,
+    NEW_ROUTE,
     ScriptedKernel,
     address,
     dest,
     in_turn,
     link,
     listing,
+    message,
     refuse,
     service,
     tcp,
@@ -125,9 +131,23 @@ class Flows:
         self.forgotten.append((family, table, scope))
 
 
-def remove(kernel, exclude=(), clock=None, flows=None):
+class Sockets:
+    """How many sockets talk from addresses of the device, one number for each look."""
+
+    def __init__(self, *counts):
+        self.counts = list(counts)
+        self.asked = []
+
+    def __call__(self, addresses):
+        self.asked.append(set(addresses))
+        return self.counts.pop(0) if len(self.counts) > 1 else self.counts[0]
+
+
+def remove(kernel, exclude=(), clock=None, flows=None, sockets=None):
     clock = clock or Clock()
-    return remove_leftovers(exclude, clock.wait, clock, kernel, flows or Flows())
+    return remove_leftovers(
+        exclude, clock.wait, clock, kernel, flows or Flows(), sockets or Sockets(0)
+    )
 
 
 def deleted(kernel):
@@ -159,7 +179,7 @@ def test_what_has_no_module_is_not_asked_for(kernel, loaded):
     kernel.answers[GET_LINK] = refuse(errno.ENODEV)
     removal = clean_up(connect=kernel)
     assert ({}, []) == (removal.removed, removal.problems)
-    assert [GET_LINK] == [key for key, _ in kernel.asked]
+    assert [GET_LINK, GET_ROUTE] == [key for key, _ in kernel.asked]
 
 
 def test_what_is_gone_already_is_no_problem(kernel):
@@ -264,6 +284,85 @@ def test_who_gives_up_leaves_the_rest(kernel):
     assert {"virtual servers": 5} == removal.removed
     assert 0 == kernel.times(DEL_LINK) + kernel.times(DESTROY_SET)
     assert [] == flows.forgotten
+
+
+def steerable(kernel):
+    """Give the kernel a default route, from 192.0.2.1, of IPv4."""
+
+    def get_route(body):
+        if not body[1]:
+            return []
+        if body[0] != 2:
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        return bytes(12) + attribute(7, bytes((192, 0, 2, 1)))
+
+    kernel.answers[GET_ROUTE] = get_route
+
+
+def test_own_requests_get_another_source_before_they_are_waited_for(kernel):
+    steerable(kernel)
+    clock, sockets = Clock(), Sockets(0)
+
+    def talking(addresses):
+        assert 1 == kernel.times(NEW_ROUTE)
+        return sockets(addresses)
+
+    remove(kernel, clock=clock, sockets=talking)
+    assert [{"10.96.0.1", "fd96::1"}] * 2 == sockets.asked
+
+
+def test_an_answer_gets_a_moment_even_if_nobody_is_seen_to_wait(kernel):
+    clock = Clock()
+    remove(kernel, clock=clock)
+    assert leftovers.POLL_SECONDS == clock.now
+
+
+def test_own_requests_end_before_the_device_goes(kernel):
+    clock = Clock()
+
+    def talking(addresses):
+        assert 0 == kernel.times(DEL_LINK)
+        return 1 if clock.waits < 3 else 0
+
+    remove(kernel, clock=clock, sockets=talking)
+    assert (3, 1) == (clock.waits, kernel.times(DEL_LINK))
+
+
+def test_patience_with_own_requests_ends(kernel):
+    clock = Clock()
+    removal = remove(kernel, clock=clock, sockets=Sockets(1))
+    assert leftovers.PATIENCE_SECONDS == clock.now
+    assert 1 == removal.removed["device kube-ipvs0"]
+
+
+def test_a_device_of_somebody_else_is_left_alone(kernel):
+    steerable(kernel)
+    kernel.answers[GET_LINK] = lambda body: link(DEVICE, "veth")
+    remove(kernel)
+    assert 0 == kernel.times(NEW_ROUTE)
+
+
+@pytest.mark.parametrize("take_out", [clean_up, remove_leftovers])
+def test_routes_go_after_the_device(kernel, take_out):
+    # Before it, the addresses would be sources that no answer reaches.
+    body = struct.pack("=BBBBBBBBI", 2, 32, 0, 0, 255, 110, 254, 2, 0) + attribute(1, bytes(4))
+    kernel.answers[GET_ROUTE] = lambda asked: [message(24, body)]
+    order = []
+    for key in (DEL_LINK, DEL_ROUTE):
+        kernel.answers[key] = lambda body, key=key: order.append(key) or b""
+    if take_out is clean_up:
+        clean_up(connect=kernel)
+    else:
+        kernel.answers[GET_ADDRESSES] = lambda body: []  # nothing to steer
+        remove(kernel)
+    assert [DEL_LINK, DEL_ROUTE] == order
+
+
+def test_routes_that_stay_are_told(kernel):
+    kernel.answers[GET_ROUTE] = refuse(errno.EPERM)
+    removal = clean_up(connect=kernel)
+    assert ["routes to addresses of kube-ipvs0: Operation not permitted"] == removal.problems
+    assert 34 == removal.removed["ipsets"]
 
 
 def test_udp_flows_look_for_a_way_anew(kernel):

@@ -24,6 +24,7 @@ from pykubeproxy.ipvs.node import (
     ensure_device,
     find_problems,
 )
+from pykubeproxy.ipvs.sources import give_back
 from pykubeproxy.model.kinds import Family
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -302,3 +303,108 @@ def test_who_ends_early_leaves_the_rest_for_the_next_start(namespace, connected)
     assert {"virtual servers": 4} == removal.removed
     assert connected.works()
     assert "kube-ipvs0" in namespace.run("ip", "-o", "link", "show", "type", "dummy")
+
+
+# --- what the node itself asks for ---
+
+VIPS = pytest.mark.parametrize(
+    ("vip", "node"), [("10.96.0.1", "192.0.2.10"), ("fd96::1", "fd00::10")], ids=["IPv4", "IPv6"]
+)
+
+
+@pytest.fixture
+def routed(namespace):
+    """A namespace that ipvs mode was in, with a default route of each family."""
+    leave(namespace)
+    lines = [
+        "link add eth0 type dummy",
+        "link set eth0 up",
+        "address add 192.0.2.10/24 dev eth0",
+        "address add fd00::10/64 dev eth0 nodad",
+        "route add default via 192.0.2.1",
+        "route add default via fd00::1",
+    ]
+    namespace.run("ip", "-batch", "-", stdin="\n".join(lines))
+    return namespace
+
+
+class Asking:
+    """A UDP socket of the node that asks one at *vip*."""
+
+    def __init__(self, vip):
+        af = socket.AF_INET6 if ":" in vip else socket.AF_INET
+        self.server, self.client = (socket.socket(af, socket.SOCK_DGRAM) for _ in range(2))
+        for one in (self.server, self.client):
+            one.settimeout(5)
+        self.server.bind((vip, 0))
+        self.client.connect(self.server.getsockname())
+        self.source = self.client.getsockname()[0]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.close()
+        self.client.close()
+
+    def works(self):
+        self.client.send(b"?")
+        question, asker = self.server.recvfrom(9)
+        self.server.sendto(question, asker)
+        return self.client.recv(9) == b"?"
+
+
+def source(namespace, vip):
+    with namespace.call(Asking, vip) as asking:
+        assert asking.works()
+        return asking.source
+
+
+def local(namespace, address):
+    return namespace.run("ip", "-o", "route", "get", address).startswith("local ")
+
+
+@VIPS
+def test_new_requests_have_another_source_and_old_ones_go_on(routed, vip, node):
+    assert vip == source(routed, vip)
+    with routed.call(Asking, vip) as early:
+        waits = []
+
+        def wait(seconds):
+            waits.append(seconds)
+            assert vip == early.source
+            assert early.works()
+            assert node == source(routed, vip)
+            if len(waits) == 3:
+                early.client.close()
+            return False
+
+        removal = routed.call(remove_leftovers, [], wait, lambda: 0.0)
+    assert [leftovers.POLL_SECONDS] * 3 == waits
+    assert ([], 1) == (removal.problems, removal.removed["device kube-ipvs0"])
+    assert not local(routed, vip)
+
+
+@VIPS
+@pytest.mark.parametrize("end", [clean_up, None], ids=["cleaning", "the next start"])
+def test_what_was_left_in_the_middle_is_finished(routed, vip, node, end):
+    routed.call(remove_leftovers, [], lambda seconds: True, lambda: 0.0)
+    assert node == source(routed, vip)
+    if end is None:
+        routed.call(remove_leftovers, [], lambda seconds: False, lambda: 0.0)
+    else:
+        routed.call(end)
+    assert not local(routed, vip)
+
+
+@VIPS
+def test_an_ipvs_mode_that_comes_back_finds_all_as_it_was(routed, vip, node):
+    tables = [("ip", family, "route", "show", "table", "local") for family in ("-4", "-6")]
+    before = [sorted(routed.run(*table).splitlines()) for table in tables]
+    routed.call(remove_leftovers, [], lambda seconds: True, lambda: 0.0)
+    with routed.call(Asking, vip) as asking:
+        assert node == asking.source
+        routed.call(give_back)
+        assert asking.works()
+    assert before == [sorted(routed.run(*table).splitlines()) for table in tables]
+    assert vip == source(routed, vip)
