@@ -10,6 +10,7 @@ from threading import Lock, Thread
 import structlog
 
 from pykubeproxy.backend import Backend, Surroundings
+from pykubeproxy.config import IpvsConfig
 from pykubeproxy.errors import HostError
 from pykubeproxy.host.addresses import AddressBook, DeviceNotice, node_addresses
 from pykubeproxy.host.netlink import GENERIC, NETFILTER, ROUTE, SMALL_READ, Netlink
@@ -25,6 +26,7 @@ from pykubeproxy.ipvs.netfilter import IpvsSettings
 from pykubeproxy.ipvs.node import IPVS, apply_sysctls, apply_timeouts, ensure_device, find_device
 from pykubeproxy.ipvs.servers import Servers
 from pykubeproxy.ipvs.sets import Sets
+from pykubeproxy.ipvs.sources import give_back
 from pykubeproxy.loop import FamilyProxy
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.sync.reconciler import Reconciler
@@ -32,6 +34,9 @@ from pykubeproxy.sync.reconciler import Reconciler
 __all__ = ["build"]
 
 log = structlog.get_logger(__name__)
+
+PATIENCE_SECONDS = 10.0
+"""How long the end waits for a look under way."""
 
 
 def build(around: Surroundings) -> Backend:
@@ -41,14 +46,8 @@ def build(around: Surroundings) -> Backend:
         HostError: a kernel parameter or a socket is refused.
     """
     config = around.config
-    problems = apply_sysctls(config.ipvs.strict_arp)
-    if problems:
-        raise HostError("; ".join(problems))
-    apply_timeouts(
-        config.ipvs.tcp_timeout_seconds,
-        config.ipvs.tcp_fin_timeout_seconds,
-        config.ipvs.udp_timeout_seconds,
-    )
+    _set_up(config.ipvs)
+    _take_back()
     parts = ExitStack()
     book = AddressBook(DEVICE)
     dataplanes: dict[Family, IpvsDataplane] = {}
@@ -78,22 +77,45 @@ def build(around: Surroundings) -> Backend:
     return Backend(families, start, close)
 
 
+def _set_up(config: IpvsConfig) -> None:
+    """Set what is forgotten when the IPVS module goes. Raises HostError."""
+    problems = apply_sysctls(config.strict_arp)
+    if problems:
+        raise HostError("; ".join(problems))
+    apply_timeouts(
+        config.tcp_timeout_seconds, config.tcp_fin_timeout_seconds, config.udp_timeout_seconds
+    )
+
+
+def _take_back() -> None:
+    """Be what the node's own requests come from again, if another mode was about to change that."""
+    try:
+        give_back(Netlink)
+    except OSError as error:
+        # They are served all the same; addresses that go later may stay local.
+        log.warning("routes of a change of mode not removed", reason=str(error))
+
+
 def _dataplane(around: Surroundings, tools: Tools, parts: ExitStack) -> IpvsDataplane:
     family, config = tools.family, around.config.ipvs
+    beside = _Beside()
     try:
         channel = parts.enter_context(Netlink(GENERIC))
         reader = parts.enter_context(Netlink(GENERIC, SMALL_READ))
         sets = parts.enter_context(Netlink(NETFILTER))
         route = parts.enter_context(Netlink(ROUTE))
-        lookers = parts.enter_context(Netlink(GENERIC)), parts.enter_context(Netlink(NETFILTER))
-        family_id = channel.family_id(IPVS)
+        generic, netfilter, own_route = (
+            parts.enter_context(Netlink(protocol)) for protocol in (GENERIC, NETFILTER, ROUTE)
+        )
+        ipvs = _Ipvs(channel, partial(_set_up, config))
     except OSError as error:
         raise HostError(f"netlink: {error}; run as root (NET_ADMIN)") from error
+    parts.callback(beside.close)
     servers = Servers(
         family,
         channel,
         reader,
-        family_id,
+        ipvs.family_id,
         config.scheduler,
         config.exclude_cidrs,
         Drain(config.drain_seconds),
@@ -105,23 +127,53 @@ def _dataplane(around: Surroundings, tools: Tools, parts: ExitStack) -> IpvsData
         BoundAddresses(family, route, partial(_device, route)),
         rules_dataplane(around, tools),
         partial(around.suspicions.add, family),
-        _Beside().run,
-        lookers,
+        beside.run,
+        (generic, netfilter, own_route),
     )
 
 
+class _Ipvs:
+    """The number of the kernel's IPVS, a new one each time the module is loaded."""
+
+    def __init__(self, channel: Netlink, set_up: Callable[[], None]) -> None:
+        self._channel = channel
+        self._set_up = set_up
+        self._number = channel.family_id(IPVS)
+
+    def family_id(self) -> int:
+        """Ask for it, which loads the module where it is gone; a new one is set up first.
+
+        Raises:
+            OSError: there is none.
+            HostError: it cannot be set up.
+        """
+        number = self._channel.family_id(IPVS)
+        if number != self._number:
+            log.warning("the kernel's IPVS was loaded anew")
+            self._set_up()
+            self._number = number
+        return number
+
+
 class _Beside:
-    """Runs jobs beside the sync thread, one at a time."""
+    """Runs jobs beside the sync thread, one at a time, until the end."""
 
     def __init__(self) -> None:
         self._lock = Lock()
+        self._closed = False
 
     def run(self, job: Callable[[], None]) -> None:
         Thread(target=self._run, args=(job,), name="look", daemon=True).start()
 
+    def close(self) -> None:
+        """Wait for the running job, which uses what is closed next; none begins after it."""
+        self._closed = True
+        self._lock.acquire(timeout=PATIENCE_SECONDS)
+
     def _run(self, job: Callable[[], None]) -> None:
         with self._lock:
-            job()
+            if not self._closed:
+                job()
 
 
 def _device(channel: Netlink) -> int:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import structlog
 
 from pykubeproxy.errors import HostError
-from pykubeproxy.host.netlink import Netlink, Request
+from pykubeproxy.host.addresses import is_link_local
+from pykubeproxy.host.netlink import Netlink, Request, reason
 from pykubeproxy.ipvs.messages import decode_address, del_address, get_addresses, new_address
 from pykubeproxy.ipvs.objects import BoundAddress, Key, Present, Value
 from pykubeproxy.model.kinds import Family
@@ -15,6 +19,8 @@ from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.sync.outcome import Applied, Change, Outcome, Partly, Transaction, Unknown
 
 __all__ = ["BoundAddresses", "BoundObservation"]
+
+log = structlog.get_logger(__name__)
 
 
 class BoundObservation:
@@ -40,7 +46,10 @@ class BoundAddresses:
         self._family = family
         self._channel = channel
         self._device = device
+        self._index = 0
         self._bound: set[str] = set()
+        self._lengths: Mapping[str, Sequence[int]] = {}  # of prefixes, as they were found
+        self._touched: set[str] = set()
 
     def expects(self, address: str, present: bool) -> bool:
         """Tell whether a notice that *address* is there, or gone, is about our own doing."""
@@ -48,18 +57,54 @@ class BoundAddresses:
 
     def observe(self) -> BoundObservation:
         """Raises HostError."""
-        index = self._device()
-        found = set()
+        self._index = self._device()
         try:
-            for data, start, end in self._channel.dump(*get_addresses(self._family)):
-                address = decode_address(data, start, end)
-                # The kernel itself gives link-local addresses to devices that are up.
-                if address and address.index == index and address.scope == _GLOBAL:
-                    found.add(address.address)
+            self._lengths = self._listed(self._channel)
         except OSError as error:
-            raise HostError(f"listing bound addresses: {_sentence(error)}") from error
-        self._bound = found
-        return BoundObservation(frozenset(found))
+            raise HostError(f"listing bound addresses: {reason(error)}") from error
+        self._bound = set(self._lengths)
+        return BoundObservation(frozenset(self._bound))
+
+    def look(self, channel: Netlink | None = None) -> Callable[[], bool]:
+        """Prepare for a look at the addresses, made by calling the result, on any thread.
+
+        It tells whether they are those that were written; what is written meanwhile does not
+        count. Notices tell sooner, but not of what came and went within a moment. On another
+        thread it needs a *channel* of its own.
+        """
+        expected = frozenset(self._bound)
+        touched = self._touched = set()
+
+        def surprises() -> set[str]:
+            return (self._listed(channel or self._channel).keys() ^ expected) - touched
+
+        def intact() -> bool:
+            try:
+                found = surprises()
+                # A dump may pass over one while others change: what is seen twice counts.
+                return not (found and found & surprises())
+            except OSError as error:
+                log.warning("bound addresses not looked at", reason=reason(error))
+                return True
+
+        return intact
+
+    def _listed(self, channel: Netlink) -> dict[str, list[int]]:
+        """The prefix lengths of each address on the device. Raises OSError."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for data, start, end in channel.dump(*get_addresses(self._family)):
+            one = decode_address(data, start, end)
+            # The kernel itself gives link-local addresses to devices that are up.
+            if one and one.index == self._index and not is_link_local(one.address):
+                found[one.address].append(one.prefix_length)
+        return found
+
+    def _others(self, addresses: Iterable[str]) -> Iterator[Request]:
+        """Remove *addresses* that somebody bound with a prefix length of their own."""
+        for address in addresses:
+            for length in self._lengths.get(address, ()):
+                if length not in (32, 128):
+                    yield del_address(self._index, address, length)
 
     def apply(self, transaction: Transaction[Key, Value]) -> Outcome:
         steps = [
@@ -70,22 +115,25 @@ class BoundAddresses:
             if isinstance(key, BoundAddress)
         ]
         # Noted before it is done: the notice may be read before the answer.
+        self._touched.update(key.address for _, key, _ in steps)
         self._bound.update(key.address for _, key, put in steps if put)
         self._bound.difference_update(key.address for _, key, put in steps if not put)
         try:
-            index = self._device()
-            requests = [_request(index, key.address, put) for _, key, put in steps]
+            self._index = self._device()
+            requests = [_request(self._index, key.address, put) for _, key, put in steps]
+            # Last, so that what is refused of them tells nothing about the steps.
+            requests += self._others(key.address for _, key, put in steps if not put)
             errors = self._channel.batch(requests)
         except (OSError, HostError) as error:
-            return Unknown(f"binding addresses: {_sentence(error)}")
+            return Unknown(f"binding addresses: {reason(error)}")
         refused: dict[ServiceKey, str] = {}
         failed: set[Key] = set()
-        for (owner, key, put), code in zip(steps, errors, strict=True):
+        for (owner, key, put), code in zip(steps, errors, strict=False):
             if code == errno.ENODEV and put:
                 return Unknown("the dummy device is gone, somebody deleted it")
             if code in (0, errno.EEXIST if put else errno.EADDRNOTAVAIL, errno.ENODEV):
                 continue
-            refused.setdefault(owner, f"{key}: {_sentence(OSError(code, os.strerror(code)))}")
+            refused.setdefault(owner, f"{key}: {reason(OSError(code, os.strerror(code)))}")
             failed.add(key)
             (self._bound.discard if put else self._bound.add)(key.address)
         size = sum(len(body) for _, _, body in requests)
@@ -104,16 +152,5 @@ class BoundAddresses:
         return Partly(Transaction(transaction.scope, landed), refused, applied)
 
 
-_GLOBAL = 0  # RT_SCOPE_UNIVERSE
-
-
 def _request(index: int, address: str, put: bool) -> Request:
     return (new_address if put else del_address)(index, address)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EPERM:
-        return "not permitted; run as root (NET_ADMIN)"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)

@@ -22,17 +22,16 @@ from pykubeproxy.ipvs.objects import (
     Value,
     Virtual,
     VirtualConfig,
+    scheduler_flags,
 )
 from pykubeproxy.model.kinds import Action, FrontendKind, Pool, Protocol
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.route import Endpoint, Frontend, Route
 
-__all__ = ["MH_PORT", "PERSISTENT", "IpvsCompiler", "IpvsSettings", "scheduler_problem"]
+__all__ = ["PERSISTENT", "IpvsCompiler", "IpvsSettings", "scheduler_problem"]
 
 PERSISTENT = 0x1
 """IP_VS_SVC_F_PERSISTENT of linux/ip_vs.h."""
-MH_PORT = 0x10
-"""IP_VS_SVC_F_SCHED_MH_PORT: the source port counts for the hash, not only the address."""
 
 IN_USE = 1
 """Weight of every real server that is wanted."""
@@ -245,7 +244,7 @@ def _config(route: Route, settings: IpvsSettings) -> VirtualConfig:
     scheduler = route.scheduler
     if not scheduler or scheduler_problem(scheduler, settings):
         scheduler = settings.scheduler
-    flags = MH_PORT if scheduler == "mh" else 0
+    flags = scheduler_flags(scheduler)
     if not route.affinity_seconds:
         return VirtualConfig(scheduler, flags)
     return VirtualConfig(scheduler, flags | PERSISTENT, route.affinity_seconds)

@@ -77,7 +77,7 @@ class IpvsDataplane:
     *suspect* is called when something of ours seems to be gone; the next `intact` says so. Looking
     at everything takes a second on a large node, so *beside* may do it on another thread, one job
     after the other: nothing that is written waits for it. *lookers* are sockets of its own for
-    that, generic netlink and nfnetlink.
+    that: generic netlink, nfnetlink, rtnetlink.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class IpvsDataplane:
         rules: XtablesDataplane,
         suspect: Callable[[], None],
         beside: Callable[[Callable[[], None]], None] = lambda job: job(),
-        lookers: tuple[Netlink | None, Netlink | None] = (None, None),
+        lookers: tuple[Netlink | None, Netlink | None, Netlink | None] = (None, None, None),
     ) -> None:
         self._servers = servers
         self._sets = sets
@@ -99,7 +99,6 @@ class IpvsDataplane:
         self._beside = beside
         self._suspicious = self._looking = False
         self._written: dict[xtables.Key, xtables.Rules] = {}
-        self._rule_writes = 0
         self._believing = True
 
     # --- reading ---
@@ -117,9 +116,11 @@ class IpvsDataplane:
 
     def learn(self, applied: Iterable[Mapping[Key, Value]]) -> bool:
         """Have the print of the rules learnt; an edit is found then as by `intact`."""
-        written, writes = dict(self._written), self._rule_writes
+        written, writes = dict(self._written), self._rules.writes
 
         def learn() -> None:
+            if writes != self._rules.writes:
+                return  # not what is there by now
             try:
                 believed = self._rules.learn([written])
             except HostError as error:
@@ -127,7 +128,7 @@ class IpvsDataplane:
                 return
             # Looked into once: if the print is still not as written after a repair, this tool
             # merely prints in a way we do not know.
-            if not believed and self._believing and writes == self._rule_writes:
+            if not believed and self._believing:
                 self._believing = False
                 self._suspect()
             elif believed:
@@ -143,8 +144,13 @@ class IpvsDataplane:
         if self._looking:
             return True
         self._looking = True
-        generic, netfilter = self._lookers
-        parts = (self._servers.look(generic), self._sets.look(netfilter), self._look_at_rules())
+        generic, netfilter, route = self._lookers
+        parts = (
+            self._servers.look(generic),
+            self._sets.look(netfilter),
+            self._addresses.look(route),
+            self._look_at_rules(),
+        )
 
         def look() -> None:
             try:
@@ -157,7 +163,7 @@ class IpvsDataplane:
         return not self._suspicious
 
     def _look_at_rules(self) -> Callable[[], bool]:
-        written, writes = dict(self._written), self._rule_writes
+        written, writes = dict(self._written), self._rules.writes
 
         def intact() -> bool:
             try:
@@ -168,7 +174,7 @@ class IpvsDataplane:
             # The text of a shared chain counts once all that is wanted in it is told.
             found.strays([written])
             held = all(found.holds(key, value) for key, value in written.items())
-            return held or writes != self._rule_writes
+            return held or writes != self._rules.writes
 
         return intact
 
@@ -187,7 +193,6 @@ class IpvsDataplane:
         return self._apply_rules(transaction) if write is None else write(transaction)
 
     def _apply_rules(self, transaction: Transaction[Any, Any]) -> Outcome:
-        self._rule_writes += 1
         outcome = self._rules.apply(transaction)
         if isinstance(outcome, Applied):
             for change in transaction.changes:

@@ -726,9 +726,9 @@ def new_address(index: int, address: str) -> Request:
     return kind, CREATE | EXCL, body
 
 
-def del_address(index: int, address: str) -> Request:
-    """Take a single address from an interface; EADDRNOTAVAIL where it has none."""
-    return _address_request(_RTM_DELADDR, index, address)
+def del_address(index: int, address: str, prefix_length: int | None = None) -> Request:
+    """Take an address, by default a single one, from an interface; absent: EADDRNOTAVAIL."""
+    return _address_request(_RTM_DELADDR, index, address, prefix_length)
 
 
 def get_addresses(family: Family | None = None) -> DumpRequest:
@@ -753,11 +753,14 @@ def decode_address(data: bytes, start: int, end: int) -> Address | None:
     return Address(kind == _RTM_NEWADDR, index, family, text, prefix_length, scope)
 
 
-def _address_request(kind: int, index: int, address: str) -> Request:
+def _address_request(
+    kind: int, index: int, address: str, prefix_length: int | None = None
+) -> Request:
     packed = _packed(address)
     af = _AF_INET if len(packed) == 4 else _AF_INET6
+    length = len(packed) * 8 if prefix_length is None else prefix_length
     body = (
-        _IFADDRMSG.pack(af, len(packed) * 8, 0, 0, index)
+        _IFADDRMSG.pack(af, length, 0, 0, index)
         + attribute(_IFA_LOCAL, packed)
         + attribute(_IFA_ADDRESS, packed)
     )

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from pykubeproxy.errors import HostError
 from pykubeproxy.host import sysctls
-from pykubeproxy.host.exec import Finished, run
+from pykubeproxy.host.exec import Finished, Killed, TimedOut, run
 from pykubeproxy.host.netlink import (
     ACK,
     CREATE,
@@ -33,7 +33,7 @@ from pykubeproxy.host.netlink import (
     attributes,
 )
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, Runner, describe
-from pykubeproxy.iptables.tools import Tools
+from pykubeproxy.iptables.tools import Tools, is_locked
 from pykubeproxy.ipvs.messages import (
     REVISIONS,
     Timeouts,
@@ -94,6 +94,7 @@ _MATCHES = {
     "physdev": "-m physdev ! --physdev-is-in",
 }
 _IPSET_PROTOCOL = 6
+_LOCK_TRIES = 12  # of LOCK_SECONDS each
 
 # linux/rtnetlink.h, linux/if_link.h
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
@@ -148,6 +149,9 @@ def find_problems(
 
     A missing module is loaded once by modprobe, where the kernel has not done that itself. The
     ``ipset`` and ``ipvsadm`` programs are not needed.
+
+    Raises:
+        HostError: there was no finding out; that is no reason to run in another mode.
     """
     probe = _Probe(tuple(tools), runner, connect)
     ipvs = probe.ipvs(scheduler or "rr")
@@ -245,7 +249,7 @@ class _Probe:
         try:
             with self._connect(ROUTE) as channel:
                 device = find_device(channel)
-                if device is not None and device.kind == _DUMMY:
+                if device is not None and device.is_dummy:
                     return []
                 try:
                     self._with_module(_DUMMY, partial(channel.request, *_new_dummy(_PROBE_DEVICE)))
@@ -319,11 +323,20 @@ class _Probe:
         return self._restore(tools, [f"-A {_PROBE_CHAIN} {rule} -j RETURN" for rule in rules])
 
     def _restore(self, tools: Tools, lines: Iterable[str]) -> str:
+        """Why *lines* are refused; empty if they are not. Raises HostError."""
         text = "\n".join(["*filter", f":{_PROBE_CHAIN} - [0:0]", *lines, "COMMIT", ""])
-        result = self._runner(tools.restore(), text.encode(), QUICK_SECONDS)
-        if isinstance(result, Finished) and result.exit_status == 0:
-            return ""
-        return describe(result)
+        program = tools.restore()[0]
+        for _ in range(_LOCK_TRIES):
+            match self._runner(tools.restore(), text.encode(), QUICK_SECONDS):
+                case Finished(0, _, _):
+                    return ""
+                case Finished(status) as result if is_locked(status, result.complaint):
+                    log.warning("another program holds the xtables lock, waiting", tool=program)
+                case Killed() | TimedOut() as result:
+                    raise HostError(f"{program}: {describe(result)}")
+                case result:
+                    return describe(result)
+        raise HostError(f"{program}: another program holds the xtables lock")
 
     def _with_module(self, module: str, action: Callable[[], T]) -> T:
         """Do *action*; if the kernel lacks what it needs, load *module* and do it once more.
@@ -462,6 +475,10 @@ class Device(Struct, frozen=True):
     index: int
     kind: str
 
+    @property
+    def is_dummy(self) -> bool:
+        return self.kind == _DUMMY
+
 
 def ensure_device(connect: Connect = Netlink) -> bool:
     """Make sure that the device for addresses exists; return whether it had to be made.
@@ -527,7 +544,7 @@ def find_device(channel: Channel) -> Device | None:
 
 
 def _must_be_dummy(device: Device) -> None:
-    if device.kind != _DUMMY:
+    if not device.is_dummy:
         raise HostError(
             f"device {DEVICE} is of type {device.kind or 'unknown'} where a dummy is needed, so "
             f"somebody else made it; if nobody needs it: ip link delete {DEVICE}"

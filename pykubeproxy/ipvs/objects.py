@@ -13,6 +13,7 @@ from pykubeproxy.iptables import objects as xtables
 from pykubeproxy.model.kinds import Protocol
 
 __all__ = [
+    "MH_PORT",
     "BoundAddress",
     "IPSet",
     "Key",
@@ -24,7 +25,11 @@ __all__ = [
     "Virtual",
     "VirtualConfig",
     "Weight",
+    "scheduler_flags",
 ]
+
+MH_PORT = 0x10
+"""IP_VS_SVC_F_SCHED_MH_PORT: the source port counts for the hash, not only the address."""
 
 
 class Virtual(Struct, frozen=True, gc=False):
@@ -49,6 +54,11 @@ class VirtualConfig(Struct, frozen=True, gc=False):
     scheduler: str
     flags: int = 0
     timeout_seconds: int = 0
+
+
+def scheduler_flags(scheduler: str) -> int:
+    """Return the flags that go with *scheduler*; the same bit means other things to others."""
+    return MH_PORT if scheduler == "mh" else 0
 
 
 class Real(Struct, frozen=True, gc=False):

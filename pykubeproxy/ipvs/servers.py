@@ -16,7 +16,7 @@ import structlog
 from msgspec import Struct
 
 from pykubeproxy.errors import HostError
-from pykubeproxy.host.netlink import Netlink, Request
+from pykubeproxy.host.netlink import Netlink, Request, reason
 from pykubeproxy.ipvs.audit import Audit
 from pykubeproxy.ipvs.drain import Drain, Verdict
 from pykubeproxy.ipvs.messages import (
@@ -32,7 +32,7 @@ from pykubeproxy.ipvs.messages import (
     set_dest,
     set_service,
 )
-from pykubeproxy.ipvs.objects import Key, Real, Value, Virtual, VirtualConfig
+from pykubeproxy.ipvs.objects import Key, Real, Value, Virtual, VirtualConfig, scheduler_flags
 from pykubeproxy.model.addresses import contains
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.model.objects import ServiceKey
@@ -122,7 +122,7 @@ class Servers:
         family: Family,
         channel: Netlink,
         reader: Netlink,
-        family_id: int,
+        family_id: Callable[[], int],
         default_scheduler: str,
         exclude_cidrs: Sequence[str],
         drain: Drain,
@@ -131,7 +131,8 @@ class Servers:
         self._family = family
         self._channel = channel
         self._reader = reader
-        self._id = family_id
+        self._ask_id = family_id
+        self._id = family_id()
         self._default_scheduler = default_scheduler
         self._exclude_cidrs = [c for c in exclude_cidrs if (":" in c) == (family is Family.IPV6)]
         self._drain = drain
@@ -145,7 +146,14 @@ class Servers:
 
     def observe(self) -> ServersObservation:
         """Raises HostError."""
-        virtuals = self._services(self._channel)
+        try:
+            family_id = self._ask_id()
+            if family_id != self._id:
+                self._id = family_id
+                self._missing.clear()
+            virtuals = self._services(self._channel)
+        except OSError as error:
+            raise HostError(f"listing virtual servers: {reason(error)}") from error
         self._virtuals = {v: c for v, c in virtuals.items() if not self._is_foreign(v)}
         self._audit.forget()
         return ServersObservation(
@@ -161,32 +169,33 @@ class Servers:
         expected = dict(self._virtuals)
         touched = self._touched = set()
 
+        def surprises() -> set[Virtual]:
+            present = self._services(channel or self._channel)
+            surplus = {v for v in present.keys() - expected.keys() if not self._is_foreign(v)}
+            changed = {v for v, config in expected.items() if present.get(v) != config}
+            return (surplus | changed) - touched
+
         def intact() -> bool:
             try:
-                present = self._services(channel or self._channel)
-            except HostError as error:
-                log.warning("virtual servers not read", reason=str(error))
+                found = surprises()
+                # A dump may pass over one while others are deleted: what is seen twice counts.
+                return not (found and found & surprises())
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return False  # the module was unloaded, and they are gone with it
+                log.warning("virtual servers not read", reason=reason(error))
                 return True
-            surplus = present.keys() - expected.keys() - touched
-            changed = (
-                virtual
-                for virtual, config in expected.items()
-                if present.get(virtual) != config and virtual not in touched
-            )
-            return not any(changed) and all(map(self._is_foreign, surplus))
 
         return intact
 
     def _services(self, channel: Netlink) -> dict[Virtual, VirtualConfig]:
+        """Raises OSError; ENOENT: the kernel's IPVS is gone, or loaded anew."""
         found = {}
         ipv6 = self._family is Family.IPV6
-        try:
-            for data, start, end in channel.dump(*get_services(self._id)):
-                service = decode_service(data, start, end)
-                if service is not None and (":" in service[0].address) is ipv6:
-                    found[service[0]] = service[1]
-        except OSError as error:
-            raise HostError(f"listing virtual servers: {_sentence(error)}") from error
+        for data, start, end in channel.dump(*get_services(self._id)):
+            service = decode_service(data, start, end)
+            if service is not None and (":" in service[0].address) is ipv6:
+                found[service[0]] = service[1]
         return found
 
     def _dests(self, virtual: Virtual) -> dict[Real, Dest]:
@@ -196,7 +205,7 @@ class Servers:
                 for data, start, end in self._reader.dump(*get_dests(self._id, virtual))
             ]
         except OSError as error:
-            raise HostError(f"listing real servers of {virtual}: {_sentence(error)}") from error
+            raise HostError(f"listing real servers of {virtual}: {reason(error)}") from error
         return {Real(virtual, dest.address, dest.port): dest for dest in dests}
 
     def _found(self, virtual: Virtual) -> dict[Real, int]:
@@ -219,7 +228,10 @@ class Servers:
         """What a virtual server gets instead of *config* on this kernel."""
         if config.scheduler not in self._missing:
             return config
-        return VirtualConfig(self._default_scheduler, config.flags, config.timeout_seconds)
+        scheduler = self._default_scheduler
+        others = config.flags & ~scheduler_flags(config.scheduler)
+        flags = others | scheduler_flags(scheduler)
+        return VirtualConfig(scheduler, flags, config.timeout_seconds)
 
     def _is_foreign(self, virtual: Virtual) -> bool:
         return any(contains(cidr, virtual.address) for cidr in self._exclude_cidrs)
@@ -235,12 +247,14 @@ class Servers:
             sent = self._send(steps)
         except (OSError, HostError) as error:
             self._audit.forget()
-            return Unknown(f"writing virtual servers: {_sentence(error)}")
+            return Unknown(f"writing virtual servers: {reason(error)}")
         failed = [step for step in steps if step.error]
         lost = self._lost(failed)
         if lost:
             self._audit.forget()
             return Unknown(f"{lost} is gone, somebody removed it")
+        if any(step.error == errno.ENOENT for step in failed) and self._is_gone():
+            return Unknown("the kernel's IPVS module was unloaded")
         notes = tuple(dict.fromkeys(self._notes(steps)))
         applied = Applied(len(sent), sum(len(body) for _, _, body in sent), len(sent), notes)
         landed = _without(transaction, failed) if failed else transaction
@@ -372,7 +386,14 @@ class Servers:
         if step.error == errno.ENOENT and isinstance(value, VirtualConfig):
             scheduler = self._granted(value).scheduler
             return f"scheduler {scheduler!r} is not in this kernel (modprobe ip_vs_{scheduler})"
-        return _sentence(OSError(step.error, os.strerror(step.error)))
+        return reason(OSError(step.error, os.strerror(step.error)))
+
+    def _is_gone(self) -> bool:
+        try:
+            self._services(self._channel)
+        except OSError as error:
+            return error.errno == errno.ENOENT
+        return False
 
     # --- looking after ---
 
@@ -390,7 +411,7 @@ class Servers:
                     suspect()
                     break
         except (OSError, HostError) as error:
-            log.warning("real servers not looked at", reason=_sentence(error))
+            log.warning("real servers not looked at", reason=reason(error))
             return now + RETRY_SECONDS
         moments = (self._drain.next_look(), self._audit.next_at(now))
         return min((m for m in moments if m is not None), default=None)
@@ -441,11 +462,3 @@ def _without(
 
 def _is_of(key: Key, missing: set[Key]) -> bool:
     return key in missing or (isinstance(key, Real) and key.virtual in missing)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EPERM:
-        return "not permitted; run as root (NET_ADMIN)"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import structlog
 
 from pykubeproxy.errors import HostError
-from pykubeproxy.host.netlink import Netlink, Request
+from pykubeproxy.host.netlink import Netlink, Request, reason
 from pykubeproxy.ipvs.messages import (
     ENTRIES_PER_MESSAGE,
     SetHeader,
@@ -48,10 +48,7 @@ class Job(NamedTuple):
 
 
 class SetsObservation:
-    def __init__(
-        self, family: Family, headers: dict[str, SetHeader], entries: dict[str, set[str]]
-    ) -> None:
-        self._family = family
+    def __init__(self, headers: dict[str, SetHeader], entries: dict[str, set[str]]) -> None:
         self._headers = headers
         self._entries = entries
 
@@ -59,9 +56,7 @@ class SetsObservation:
         if isinstance(key, SetEntry):
             return key.entry in self._entries.get(key.set, ())
         header = self._headers.get(key.name)
-        if header is None or not isinstance(value, SetType) or header.type != value.type:
-            return False
-        return header.family in (self._family, None)
+        return header is not None and isinstance(value, SetType) and header.type == value.type
 
     def strays(self, wanted: set[Key]) -> dict[Key, Value]:
         found: dict[Key, Value] = {}
@@ -77,7 +72,8 @@ class Sets:
     def __init__(self, family: Family, channel: Netlink) -> None:
         self._family = family
         self._channel = channel
-        self._names = [set_name(name, family) for name in SETS]
+        self._types = {set_name(name, family): kind.type for name, kind in SETS.items()}
+        self._misfits: set[str] = set()  # of our names, but of another type or family
         self._counts: dict[str, int] = {}
         self._touched: set[str] = set()
 
@@ -85,20 +81,28 @@ class Sets:
         """Raises HostError."""
         headers: dict[str, SetHeader] = {}
         entries: dict[str, set[str]] = {}
-        for name in self._names:
+        self._misfits = set()
+        for name in self._types:
             try:
                 for data, start, end in self._channel.dump(*list_set(name)):
                     listing = decode_listing(data, start, end)
+                    if listing.header is not None and not self._fits(name, listing.header):
+                        self._misfits.add(name)
+                    if name in self._misfits:
+                        continue
                     if listing.header is not None:
                         headers[name] = listing.header
                     entries.setdefault(name, set()).update(listing.entries)
             except OSError as error:
                 if error.errno != errno.ENOENT:
-                    raise HostError(f"listing ipset {name}: {_sentence(error)}") from error
+                    raise HostError(f"listing ipset {name}: {_reason(error)}") from error
             except ValueError as error:
                 raise HostError(f"listing ipset {name}: {error}") from error
         self._counts = {name: len(entries[name]) for name in entries}
-        return SetsObservation(self._family, headers, entries)
+        return SetsObservation(headers, entries)
+
+    def _fits(self, name: str, header: SetHeader) -> bool:
+        return header.type == self._types[name] and header.family in (self._family, None)
 
     def look(self, channel: Netlink | None = None) -> Callable[[], bool]:
         """Prepare for a look at the sets, made by calling the result, on any thread.
@@ -117,7 +121,7 @@ class Sets:
                     if listing.header is not None:
                         found[listing.set] = listing.header.elements
             except (OSError, ValueError) as error:
-                log.warning("ipsets not looked at", reason=_sentence(error))
+                log.warning("ipsets not looked at", reason=_reason(error))
                 return True
             return all(
                 name in touched or (name in found and found[name] in (None, count))
@@ -127,7 +131,7 @@ class Sets:
         return intact
 
     def apply(self, transaction: Transaction[Key, Value]) -> Outcome:
-        jobs = _jobs(transaction, self._family)
+        jobs = _jobs(transaction, self._family, self._misfits)
         self._touched.update(job.set_name for job in jobs)  # before it is done: see `look`
         refused: dict[ServiceKey, str] = {}
         failed: set[tuple[ServiceKey, Key]] = set()
@@ -148,7 +152,8 @@ class Sets:
                             return Unknown(f"ipset {job.set_name} is gone, somebody destroyed it")
                     line = refused_line(refusal.body) if job.items else None
                     culprits = job.items if line is None else job.items[line : line + 1]
-                    detail = _detail(refusal.errno, _type_of(job.set_name, self._family))
+                    set_type = self._types.get(job.set_name, "")
+                    detail = _reason(OSError(refusal.errno, "refused"), set_type)
                     for owner, key in culprits:
                         refused.setdefault(owner, f"{key}: {detail}")
                         failed.add((owner, key))
@@ -160,7 +165,7 @@ class Sets:
                         again.append(_entries_job(job.set_name, job.items[line + 1 :], job.adds))
                 jobs = again
         except OSError as error:
-            return Unknown(f"writing ipsets: {_sentence(error)}")
+            return Unknown(f"writing ipsets: {_reason(error)}")
         applied = Applied(sent, size, sent)
         landed = _without(transaction, failed) if failed else transaction
         self._count(landed)
@@ -171,6 +176,7 @@ class Sets:
             for key in change.put:
                 if isinstance(key, IPSet):
                     self._counts.setdefault(key.name, 0)
+                    self._misfits.discard(key.name)
                 elif isinstance(key, SetEntry) and key not in change.old:
                     self._counts[key.set] = self._counts.get(key.set, 0) + 1
             for key in change.drop:
@@ -180,7 +186,9 @@ class Sets:
                     self._counts.pop(key.name, None)
 
 
-def _jobs(transaction: Transaction[Key, Value], family: Family) -> list[Job]:
+def _jobs(
+    transaction: Transaction[Key, Value], family: Family, misfits: Collection[str]
+) -> list[Job]:
     """Sets that come, entries that come, entries that go, sets that go."""
     coming: list[Job] = []
     going: list[Job] = []
@@ -190,6 +198,9 @@ def _jobs(transaction: Transaction[Key, Value], family: Family) -> list[Job]:
         for key, value in change.put.items():
             if isinstance(key, IPSet):
                 assert isinstance(value, SetType)
+                if key.name in misfits:
+                    # Where a rule asks it, it stays, and that is what the refusal says.
+                    coming.append(Job(destroy_set(key.name), False, key.name))
                 request = create_set(key.name, value.type, family)
                 coming.append(Job(request, True, key.name, owner=change.owner))
             elif isinstance(key, SetEntry):
@@ -212,10 +223,6 @@ def _entries_job(name: str, items: Sequence[Item], adds: bool) -> Job:
     return Job(encode(name, [key.entry for _, key in items]), adds, name, items)
 
 
-def _type_of(name: str, family: Family) -> str:
-    return next((kind.type for kind in SETS.values() if set_name(kind.name, family) == name), "")
-
-
 def _without(
     transaction: Transaction[Key, Value], failed: set[tuple[ServiceKey, Key]]
 ) -> Transaction[Key, Value]:
@@ -233,13 +240,8 @@ def _without(
     )
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno:
-        return _detail(error.errno)
-    return str(error)
-
-
-def _detail(code: int, set_type: str = "") -> str:
-    if code == errno.EPERM:
-        return "not permitted; run as root (NET_ADMIN)"
-    return set_error(code, set_type)
+def _reason(error: Exception, set_type: str = "") -> str:
+    """Like `reason`, in the words of ipset, which has errors of its own."""
+    if isinstance(error, OSError) and error.errno and error.errno != errno.EPERM:
+        return set_error(error.errno, set_type)
+    return reason(error)

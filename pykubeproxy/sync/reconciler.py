@@ -11,9 +11,10 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.kinds import Action, Family
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.model.route import Route
 from pykubeproxy.sync.flows import FlowIndex
 from pykubeproxy.sync.outcome import (
     BASE,
@@ -407,13 +408,18 @@ class _Summary(Struct, frozen=True):
 
     @classmethod
     def of(cls, routes: ServiceRoutes, counts_services: bool) -> _Summary:
-        most = 1 if counts_services else len(routes.routes)
+        internal, external = routes.no_local_internal, routes.no_local_external
+        if counts_services:
+            # As in kube-proxy, where Services are counted when a frontend finds nothing: a policy
+            # for clients outside who have no way in is not counted.
+            internal = min(internal, 1)
+            external = int(any(r.external_local and _is_closed(r) for r in routes.routes))
         return cls(
             routes.health_check_port,
             routes.local_ready,
             routes.endpoint_count,
-            min(routes.no_local_internal, most),
-            min(routes.no_local_external, most),
+            internal,
+            external,
         )
 
     def moved(self, old: _Summary, new: _Summary) -> _Summary:
@@ -425,6 +431,11 @@ class _Summary(Struct, frozen=True):
             self.no_local_internal + new.no_local_internal - old.no_local_internal,
             self.no_local_external + new.no_local_external - old.no_local_external,
         )
+
+
+def _is_closed(route: Route) -> bool:
+    """Tell whether a Local policy leaves a frontend without endpoints."""
+    return any(frontend.outside.action is Action.DROP for frontend in route.frontends)
 
 
 def _served(transaction: Transaction[Any, Any]) -> set[ServiceKey]:

@@ -105,6 +105,8 @@ def service_routes(
                 scheduler=service.ipvs_scheduler,
             )
         )
+    if not routes:
+        health_check_port = 0
     return ServiceRoutes(
         routes=tuple(routes),
         health_check_port=health_check_port,

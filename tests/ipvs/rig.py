@@ -109,7 +109,15 @@ def transaction(*changes):
 class Rig:
     """A kernel, a clock, and parts that are made anew at each `restart`."""
 
-    def __init__(self, family=Family.IPV4, kernel=None, *, exclude_cidrs=(), drain_seconds=30.0):
+    def __init__(
+        self,
+        family=Family.IPV4,
+        kernel=None,
+        *,
+        exclude_cidrs=(),
+        drain_seconds=30.0,
+        scheduler="rr",
+    ):
         self.family = family
         self.kernel = kernel or FakeKernel()
         self.rules = self.kernel.xtables(4 if family is Family.IPV4 else 6, nft=True)
@@ -118,6 +126,7 @@ class Rig:
         self.later = None
         self.exclude_cidrs = exclude_cidrs
         self.drain_seconds = drain_seconds
+        self.scheduler = scheduler
         self.restart()
 
     def restart(self):
@@ -128,8 +137,8 @@ class Rig:
             self.family,
             generic,
             self.kernel.channel(GENERIC),
-            generic.family_id("IPVS"),
-            "rr",
+            lambda: generic.family_id("IPVS"),
+            self.scheduler,
             self.exclude_cidrs,
             self.drain,
             lambda: self.now,
@@ -144,7 +153,7 @@ class Rig:
             self.addresses,
             self.written,
             self.suspect,
-            lookers=(self.kernel.channel(GENERIC), self.kernel.channel(NETFILTER)),
+            lookers=tuple(map(self.kernel.channel, (GENERIC, NETFILTER, ROUTE))),
             beside=self.beside,
         )
 

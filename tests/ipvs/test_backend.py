@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
@@ -57,6 +57,8 @@ class World:
         self.sysctls = tmp_path
         self.suspicions = Suspicions(Mailbox())
         self.timeouts = []
+        self.given_back = 0
+        self.no_routes = None
         self.books = []
         monkeypatch.setattr(sysctls, "ROOT", tmp_path)
         for name in ("net/ipv4/vs", "net/ipv4/conf/all"):
@@ -66,6 +68,7 @@ class World:
         monkeypatch.setattr(
             backend, "apply_timeouts", lambda *seconds: self.timeouts.append(seconds)
         )
+        monkeypatch.setattr(backend, "give_back", self.give_back)
         monkeypatch.setattr(backend, "ensure_device", lambda: self.ensure(self.kernel))
         monkeypatch.setattr(iptables, "run_program", self.run)
         self.ensure = ensure_device
@@ -73,6 +76,11 @@ class World:
     def book(self, device=""):
         self.books.append(Book(device))
         return self.books[-1]
+
+    def give_back(self, connect):
+        self.given_back += 1
+        if self.no_routes is not None:
+            raise self.no_routes
 
     def run(self, argv, input=None, timeout_seconds=0.0, cancel=None):
         return self.tools[6 if "ip6tables" in argv[0] else 4].run(argv, input, timeout_seconds)
@@ -124,6 +132,13 @@ def test_every_family_of_the_node_is_served(world):
     } == world.kernel.virtuals()
     assert ["10.96.0.1", "fd00:96::1"] == world.kernel.bound()
     assert all("KUBE-SERVICES" in one.state()["nat"] for one in world.tools.values())
+
+
+@pytest.mark.parametrize("refusal", [None, PermissionError(1, "Operation not permitted")])
+def test_what_another_mode_began_is_given_back(world, refusal):
+    world.no_routes = refusal
+    serve(world.build(), DUAL, *PODS)
+    assert 1 == world.given_back
 
 
 def test_one_family_may_be_all_there_is(world):
@@ -249,6 +264,40 @@ def test_damage_is_looked_for_beside_and_found(world):
     proxy.dataplane.intact()
     assert told.wait(30)
     assert not proxy.dataplane.intact()
+
+
+def test_a_module_that_is_loaded_anew_is_set_up_anew(world):
+    built = world.build([Family.IPV4], ipvs=IpvsConfig(tcp_timeout_seconds=60))
+    serve(built, DUAL, *PODS)
+    (world.sysctls / "net/ipv4/vs/conntrack").write_text("0\n")
+    world.kernel.servers.services.clear()
+    world.kernel.family_id += 1
+    (proxy,) = built.families
+    proxy.reconciler.distrust()
+    serve(built, DUAL, *PODS)
+    assert ["TCP 10.96.0.1:80"] == list(world.kernel.virtuals())
+    assert "1\n" == (world.sysctls / "net/ipv4/vs/conntrack").read_text()
+    assert [(60, 0, 0)] * 2 == world.timeouts
+
+
+def test_the_end_waits_for_a_look_and_none_begins_after_it():
+    beside, began, may_end, done = backend._Beside(), Event(), Event(), []
+
+    def look():
+        began.set()
+        may_end.wait(30)
+        done.append("look")
+
+    beside.run(look)
+    assert began.wait(30)
+    beside.run(lambda: done.append("late"))
+    closing = Thread(target=lambda: (beside.close(), done.append("closed")))
+    closing.start()
+    may_end.set()
+    closing.join(30)
+    beside.run(lambda: done.append("later"))
+    assert "look" == done[0]
+    assert "later" not in done
 
 
 def test_the_end_closes_everything(world):

@@ -123,6 +123,72 @@ def test_only_addresses_of_the_device_count(rig):
     assert not found.holds(bound("10.96.0.9"), put(ONE)[ONE])
 
 
+@pytest.mark.parametrize(
+    ("family", "address", "lengths"),
+    [
+        pytest.param(Family.IPV4, "10.96.0.9", [24], id="a net"),
+        pytest.param(Family.IPV4, "10.96.0.9", [24, 32], id="a net and a single address"),
+        pytest.param(Family.IPV6, "fd00:96::9", [64], id="a net of IPv6"),
+    ],
+)
+def test_an_address_goes_whatever_its_prefix_length(family, address, lengths):
+    rig = Parts(family)
+    for length in lengths:
+        rig.kernel.links.named(DEVICE).addresses[f"{address}/{length}"] = 0
+    strays = rig.addresses.observe().strays(set())
+    assert {bound(address)} == strays.keys()
+    assert isinstance(write(rig, drops=strays), Applied)
+    assert [] == rig.kernel.bound()
+
+
+def test_an_address_of_any_scope_counts_but_a_link_local_one(rig):
+    rig.kernel.links.named(DEVICE).addresses["10.96.0.9/32"] = 254
+    assert {bound("10.96.0.9")} == rig.addresses.observe().strays(set()).keys()
+    six = Parts(Family.IPV6)
+    six.kernel.links.named(DEVICE).addresses["fe80::9/64"] = 253
+    assert {} == six.addresses.observe().strays(set())
+    assert six.addresses.look()()
+
+
+@pytest.mark.parametrize(
+    ("damage", "intact"),
+    [
+        pytest.param(lambda device: None, True, id="nothing"),
+        pytest.param(lambda device: device.addresses.clear(), False, id="all gone"),
+        pytest.param(
+            lambda device: device.addresses.update({"10.96.0.9/32": 0}), False, id="one more"
+        ),
+    ],
+)
+def test_a_look_finds_what_others_did(rig, damage, intact):
+    write(rig, [ONE, TWO])
+    damage(rig.kernel.links.named(DEVICE))
+    assert intact is rig.addresses.look()()
+
+
+def test_a_look_at_a_device_made_anew_finds_nothing(rig):
+    write(rig, [ONE])
+    links = rig.kernel.links.links
+    (index,) = (i for i, link in links.items() if link.name == DEVICE)
+    links[index + 50] = links.pop(index)
+    assert not rig.addresses.look()()
+
+
+def test_what_is_written_during_a_look_does_not_count(rig):
+    write(rig, [ONE])
+    intact = rig.addresses.look()
+    write(rig, [TWO], [ONE])
+    assert intact()
+    assert rig.addresses.look()()
+
+
+def test_a_look_that_fails_tells_nothing(rig):
+    write(rig, [ONE])
+    intact = rig.addresses.look()
+    rig.kernel.break_socket(errno.ENOBUFS)
+    assert intact()
+
+
 def test_only_addresses_of_the_family_count(rig):
     write(rig, [ONE])
     rig.kernel.links.named(DEVICE).addresses["fd00:96::1/128"] = 0

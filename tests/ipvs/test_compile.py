@@ -9,7 +9,6 @@ import pytest
 
 from pykubeproxy.iptables.objects import Chain, DispatchRule, Jump, SharedChain
 from pykubeproxy.ipvs.compile import (
-    MH_PORT,
     PERSISTENT,
     IpvsCompiler,
     IpvsSettings,
@@ -18,6 +17,7 @@ from pykubeproxy.ipvs.compile import (
 from pykubeproxy.ipvs.names import SCHEDULERS, SETS
 from pykubeproxy.ipvs.netfilter import fixed_rules, set_types
 from pykubeproxy.ipvs.objects import (
+    MH_PORT,
     BoundAddress,
     IPSet,
     Present,

@@ -517,6 +517,9 @@ NEVER_PREFERRED = ("IFA_CACHEINFO", {"ifa_preferred": 0, "ifa_valid": 0xFFFFFFFF
 def test_addresses_are_written_like_pyroute2_writes_them(address, more):
     assert (20, CREATE | EXCL, address_message(address, *more)) == new_address(7, address)
     assert (21, 0, address_message(address)) == del_address(7, address)
+    message = bytearray(address_message(address))
+    message[1] = 20
+    assert (21, 0, bytes(message)) == del_address(7, address, 20)
 
 
 @pytest.mark.parametrize(("family", "number"), [(None, 0), (V4, 2), (V6, 10)], ids=str)

@@ -7,7 +7,7 @@ import pytest
 
 from pykubeproxy.errors import HostError
 from pykubeproxy.host import sysctls
-from pykubeproxy.host.exec import Finished, NotStarted
+from pykubeproxy.host.exec import Finished, Killed, NotStarted, TimedOut
 from pykubeproxy.host.netlink import attribute
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
@@ -68,7 +68,9 @@ def kernel():
 class Programs:
     """Runs modprobe and iptables-restore, and remembers them."""
 
-    def __init__(self, *, unknown_match="", modprobe=DONE):
+    def __init__(self, *, unknown_match="", modprobe=DONE, first=()):
+        """*first* are the results of the first tries to load rules."""
+        self.first = list(first)
         self.unknown_match = unknown_match
         self.modprobe = modprobe
         self.loaded = []
@@ -81,6 +83,8 @@ class Programs:
             return self.modprobe
         text = input.decode()
         self.restored.append(text)
+        if self.first:
+            return self.first.pop(0)
         if self.unknown_match and f"-m {self.unknown_match} " in text:
             return Finished(2, b"", f"Couldn't load match `{self.unknown_match}'".encode())
         return DONE
@@ -230,6 +234,26 @@ def test_a_missing_match_is_named(kernel, match):
     assert f"Couldn't load match `{match}'" in problem.what
     assert (f"xt_{match}",) == problem.modules
     assert "-X KUBE-IPVS-PROBE" in programs.restored[-1]
+
+
+LOCKED = Finished(4, b"", b"Another app is currently holding the xtables lock.")
+
+
+def test_the_xtables_lock_is_waited_for(kernel):
+    assert [] == find(kernel, programs=Programs(first=[LOCKED, LOCKED]))
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        pytest.param([LOCKED] * 30, "another program holds the xtables lock", id="locked"),
+        pytest.param([Killed(9, b"")], "killed by signal 9", id="killed"),
+        pytest.param([TimedOut(60.0, b"")], "killed after 60 s", id="hangs"),
+    ],
+)
+def test_a_tool_that_gives_no_answer_does_not_decide_about_the_mode(kernel, results, said):
+    with pytest.raises(HostError, match=said):
+        find(kernel, programs=Programs(first=results))
 
 
 def test_a_set_that_cannot_be_made(kernel):

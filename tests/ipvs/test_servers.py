@@ -12,6 +12,7 @@ from pykubeproxy.ipvs.servers import RETRY_SECONDS
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.sync.outcome import Applied, Partly, Unknown
 from tests.fakes.ipvs import FakeKernel, ServiceId
+from tests.fakes.ipvs_servers import HASHED
 from tests.ipvs.rig import RR, A, B, Parts, change, put, real, tcp, transaction, udp
 
 WEB, API, DNS = tcp("10.96.0.1"), tcp("10.96.0.2", 443), udp("10.96.0.10")
@@ -236,6 +237,21 @@ def test_what_was_granted_instead_counts_as_held():
     assert not rig.servers.observe().holds(WEB, WLC)
 
 
+@pytest.mark.parametrize(
+    ("default", "asked", "granted"),
+    [
+        pytest.param("sh", VirtualConfig("mh", 0x11, 60), ("sh", 0x1), id="another meaning to sh"),
+        pytest.param("mh", VirtualConfig("wlc", 0x1, 60), ("mh", 0x11), id="mh counts ports"),
+    ],
+)
+def test_flags_are_those_of_the_scheduler_that_is_granted(default, asked, granted):
+    rig = Parts(kernel=FakeKernel(schedulers=[default]), scheduler=default)
+    rig.servers.apply(transaction(change(A, {WEB: asked})))
+    (found,) = rig.kernel.servers.services.values()
+    assert granted == (found.scheduler, found.flags & ~HASHED)
+    assert rig.servers.observe().holds(WEB, asked)
+
+
 def test_without_the_default_scheduler_there_is_nothing_to_be_had():
     outcome = missing("mh", "rr").servers.apply(transaction(change(A, {WEB: MH, **put(ONE)})))
     assert isinstance(outcome, Partly)
@@ -318,6 +334,27 @@ def test_what_others_do_in_excluded_nets_is_no_damage():
     assert not rig.servers.look()()
 
 
+def test_a_module_that_is_loaded_anew_is_found_and_filled(served):
+    served.kernel.servers.services.clear()
+    served.kernel.family_id += 1
+    assert not served.servers.look()()
+    least = transaction(change(A, {WEB: VirtualConfig("lc")}))
+    assert Unknown("the kernel's IPVS module was unloaded") == served.servers.apply(least)
+    assert {} == served.servers.observe().strays(set())
+    # What was refused then says nothing about its schedulers.
+    outcome = served.servers.apply(least)
+    assert isinstance(outcome, Applied)
+    assert () == outcome.notes
+    assert "lc" == served_like(served).scheduler
+
+
+def test_a_module_that_is_gone_is_an_error(served):
+    served.kernel.family_id = None
+    assert not served.servers.look()()
+    with pytest.raises(HostError, match="listing virtual servers: No such file"):
+        served.servers.observe()
+
+
 def test_reading_back_costs_one_dump_and_one_per_virtual_server_that_is_wanted(served):
     served.give(served.servers, API).forget_counts()
     served.servers.observe().strays({WEB, ONE, TWO})
@@ -361,6 +398,16 @@ def broken(*_):
 def test_a_look_finds_what_others_did(served, damage, intact):
     damage(served.kernel.servers.services)
     assert intact is served.servers.look()()
+
+
+def test_what_one_dump_passes_over_is_no_damage(served, monkeypatch):
+    """As the kernel does where another virtual server is deleted between two parts of it."""
+    whole, lossy = served.kernel.dump, [True]
+    monkeypatch.setattr(
+        served.kernel, "dump", lambda *request: [] if lossy and lossy.pop() else whole(*request)
+    )
+    assert served.servers.look()()
+    assert [] == lossy
 
 
 def test_what_is_written_during_a_look_does_not_count(served):

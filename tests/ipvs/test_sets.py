@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from pykubeproxy.errors import HostError
-from pykubeproxy.ipvs.messages import ENTRIES_PER_MESSAGE, create_set
+from pykubeproxy.ipvs.messages import ENTRIES_PER_MESSAGE, add_entries, create_set
 from pykubeproxy.ipvs.names import SETS, set_name
 from pykubeproxy.ipvs.objects import IPSet, SetType
 from pykubeproxy.ipvs.sets import Sets
@@ -170,6 +170,35 @@ def test_a_set_of_another_type_is_refused_by_name(bare):
         BASE: f"ipset {NAME}: a set of this name exists with another type or other parameters"
     } == outcome.refused
     assert len(SETS) == len(bare.kernel.sets(empty=True))
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_set_of_another_type_that_is_found_is_made_anew(family):
+    rig = Parts(family)
+    sets = every_set(family)
+    name = set_name("KUBE-IPVS-IPS", family)
+    address = "10.96.0.1" if family is Family.IPV4 else "fd00:96::1"
+    theirs = [create_set(name, "hash:ip,port", family), add_entries(name, [f"{address},tcp:80"])]
+    assert [0, 0] == rig.kernel.channel(NETFILTER).batch(theirs)
+    found = rig.sets.observe()
+    assert not found.holds(IPSet(name), put(IPSet(name))[IPSet(name)])
+    assert not found.holds(entry(name, f"{address},tcp:80"), None)
+    assert {} == found.strays(set())
+    rig.give(rig.sets, *sets, owner=BASE)
+    assert [] == rig.kernel.sets(empty=True)[name]
+    assert all(rig.sets.observe().holds(key, value) for key, value in put(*sets).items())
+
+
+def test_a_set_of_another_type_that_a_rule_asks_stays_and_is_named(bare):
+    channel = bare.kernel.channel(NETFILTER)
+    assert [0] == channel.batch([create_set(NAME, "hash:ip", Family.IPV4)])
+    rule = f"*nat\n-A OUTPUT -m set --match-set {NAME} dst -j ACCEPT\nCOMMIT\n"
+    assert bare.rules.run(["iptables-restore", "--noflush"], rule.encode()).exit_status == 0
+    bare.sets.observe()
+    outcome = write(bare, every_set(), owner=BASE)
+    assert isinstance(outcome, Partly)
+    assert [BASE] == list(outcome.refused)
+    assert "exists with another type" in outcome.refused[BASE]
 
 
 def test_entries_of_a_set_that_is_refused_are_refused_as_well(bare):

@@ -186,6 +186,8 @@ def sloppy(dice, ip):
 class Objects:
     """Draws Services and slices; *epoch* settles what all copies of an endpoint have in common."""
 
+    public4, public6 = PUBLIC4, PUBLIC6
+
     def __init__(self, dice, epoch, tame=False):
         self.dice = dice
         self.epoch = epoch
@@ -245,13 +247,13 @@ class Objects:
             ]
         )
         ips = [ip if ip in ("", "None") else sloppy(dice, ip) for ip in ips]
-        external = publish(PUBLIC4, 2) + publish(PUBLIC6, 1)
+        external = publish(self.public4, 2) + publish(self.public6, 1)
         external += few(dice, ["nonsense", "", " ", "203.0.113.256", " 203.0.113.9"], 1)
         dice.shuffle(external)
         modes = [None, None, None, "VIP", "Proxy", ""]
         vips = [
             LoadBalancerIngress(ip, dice.choice(modes))
-            for ip in publish(PUBLIC4, 2) + publish(PUBLIC6, 2)
+            for ip in publish(self.public4, 2) + publish(self.public6, 2)
         ]
         if dice.random() < 0.2:
             vips.insert(0, LoadBalancerIngress(dice.choice([None, "", "example.org"])))

@@ -843,3 +843,27 @@ def test_services_or_ports_without_endpoints_here_are_counted(counts_services, e
     world.drop("a")
     world.run()
     assert (0, 0) == world.reconciler.no_local_endpoints
+
+
+@pytest.mark.parametrize(
+    ("counts_services", "more", "expected"),
+    [
+        pytest.param(False, {}, (0, 1), id="ports, no way in"),
+        pytest.param(True, {}, (0, 0), id="Services, no way in"),
+        pytest.param(True, {"vips": ["203.0.113.1"]}, (0, 1), id="Services, a load balancer IP"),
+        pytest.param(True, {"internal_policy": "Local"}, (1, 1), id="Services, Local inside too"),
+    ],
+)
+def test_services_that_nobody_outside_can_reach_are_not_counted(counts_services, more, expected):
+    world = World()
+    world.reconciler = Reconciler(
+        Family.IPV4,
+        world.compiler,
+        world.kernel,
+        clock=lambda: world.now,
+        counts_services=counts_services,
+    )
+    world.store.put(service("a", type="LoadBalancer", external_policy="Local", **more))
+    world.store.put(slice_("a", endpoint("10.0.0.1")))
+    world.run()
+    assert expected == world.reconciler.no_local_endpoints

@@ -391,6 +391,13 @@ def test_a_missing_health_check_port_is_named():
     assert "spec.healthCheckNodePort is 0" in routes(svc, HERE).problems[0]
 
 
+def test_a_service_without_ports_has_no_health_check_port():
+    svc = service(
+        type="LoadBalancer", external_policy="Local", health_check_node_port=31000, ports=[]
+    )
+    assert 0 == routes(svc, HERE).health_check_port
+
+
 def test_the_health_check_port_is_on_every_port_even_without_local_endpoints():
     svc = service(
         type="LoadBalancer",
