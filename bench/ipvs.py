@@ -171,7 +171,7 @@ class _Kernel:
             family,
             self.generic,
             self.reader,
-            self.family_id,
+            lambda: self.family_id,
             "rr",
             (),
             Drain(30.0),

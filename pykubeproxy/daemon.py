@@ -58,6 +58,9 @@ log = structlog.get_logger(__name__)
 WATCHED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
 """ServiceCIDRs matter to neither mode."""
 
+RECHECK_SECONDS = 1.0
+"""How long after ipvs mode was found impossible it is looked at again."""
+
 BACKENDS: Mapping[str, Callable[[Surroundings], Backend]] = {
     "iptables": iptables.build,
     "ipvs": ipvs.build,
@@ -202,6 +205,12 @@ def _choose_mode(config: Config, tools: Mapping[Family, Tools]) -> tuple[str, st
     if config.mode != "ipvs":
         return config.mode, ""
     problems = find_problems(config.ipvs.scheduler, tools)
+    if problems:
+        # It may have been chance, and a fallback takes down what served here until now.
+        found = "; ".join(problem.what for problem in problems)
+        log.warning("ipvs mode seems impossible, looking again", found=found)
+        time.sleep(RECHECK_SECONDS)
+        problems = find_problems(config.ipvs.scheduler, tools)
     if not problems:
         return "ipvs", ""
     why_not = explain(problems, fallback=config.ipvs.falls_back)

@@ -122,10 +122,12 @@ def test_the_mode_that_runs(monkeypatch, mode, problems, expected):
         return problems
 
     monkeypatch.setattr(daemon, "find_problems", find_problems)
+    monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
     config = Config(mode=mode, ipvs=IpvsConfig(scheduler="wlc"))
     running, why_not = daemon._choose_mode(config, TOOLS)
     assert expected == running
-    assert ([("wlc", TOOLS)] if mode == "ipvs" else []) == asked
+    looks = 0 if mode != "ipvs" else 2 if problems else 1
+    assert [("wlc", TOOLS)] * looks == asked
     if running == mode:
         assert "" == why_not
     else:
@@ -134,8 +136,16 @@ def test_the_mode_that_runs(monkeypatch, mode, problems, expected):
         assert "running in iptables mode instead" in why_not
 
 
+def test_what_is_only_refused_once_is_no_reason_to_fall_back(monkeypatch):
+    found = [[NO_IPVS], []]
+    monkeypatch.setattr(daemon, "find_problems", lambda *_: found.pop(0))
+    monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
+    assert ("ipvs", "") == daemon._choose_mode(Config(mode="ipvs"), TOOLS)
+
+
 def test_a_node_that_cannot_run_the_mode_ends_where_that_is_wanted(monkeypatch):
     monkeypatch.setattr(daemon, "find_problems", lambda *_: [NO_IPVS])
+    monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
     config = Config(mode="ipvs", ipvs=IpvsConfig(falls_back=False))
     with pytest.raises(Unsupported, match=r"modprobe -a ip_vs .*--ipvs-fallback=fail"):
         daemon._choose_mode(config, TOOLS)
@@ -168,6 +178,7 @@ def test_a_fallback_is_told_by_an_event_and_a_metric(monkeypatch, problems, runn
     monkeypatch.setattr(daemon, "detect_variant", lambda *_: Verdict(Variant.NFT, "a test"))
     monkeypatch.setattr(daemon, "available_tools", lambda *_: TOOLS)
     monkeypatch.setattr(daemon, "find_problems", lambda *_: problems)
+    monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
     monkeypatch.setattr(daemon, "BACKENDS", {mode: backend(mode) for mode in daemon.BACKENDS})
     monkeypatch.setattr(daemon, "_source", lambda *_: (Source(), happened.append))
     config = Config(mode="ipvs", healthz_address=None, metrics_address=("127.0.0.1", 0))

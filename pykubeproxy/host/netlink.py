@@ -31,6 +31,7 @@ __all__ = [
     "attribute",
     "attributes",
     "nested",
+    "reason",
 ]
 
 ROUTE, NETFILTER, GENERIC = 0, 12, 16
@@ -137,6 +138,15 @@ class Refusal(NamedTuple):
     errno: int
     body: bytes
     """Empty, or the request's own body: ipset writes into it which line was wrong."""
+
+
+def reason(error: Exception) -> str:
+    """Say in words why a request failed, and what helps where rights are missing."""
+    if isinstance(error, OSError) and error.errno == errno.EPERM:
+        return "not permitted; run as root (NET_ADMIN)"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
 
 
 class Netlink:

@@ -226,9 +226,13 @@ class XtablesObservation:
 class XtablesDataplane:
     """The `pykubeproxy.sync.outcome.Dataplane` for one family of one iptables variant.
 
-    Not safe for several threads. *on_wait* hears how many seconds a transaction has waited for
-    the xtables lock so far; *stop* ends such a wait.
+    One thread writes; another may `observe` or `learn` meanwhile, and judges by `writes` what
+    that is worth. *on_wait* hears how many seconds a transaction has waited for the xtables lock
+    so far; *stop* ends such a wait.
     """
+
+    writes = 0
+    """How many transactions were begun."""
 
     def __init__(
         self,
@@ -262,8 +266,10 @@ class XtablesDataplane:
 
         Later read-backs compare with it, so only what really changed is written again. Somebody
         may have been faster with an edit: a chain is believed only if it has as many rules as
-        were written, with the same targets. Returns whether all were believed.
+        were written, with the same targets. Returns whether all were believed. What was read
+        while a transaction was written proves nothing, and nothing is remembered of it.
         """
+        writes = self.writes
         tables = self._save()
         prints = _fingerprints(tables)
         chains: dict[Chain | SharedChain, Rules] = {}
@@ -280,13 +286,16 @@ class XtablesDataplane:
                         expected[SharedChain(table, chain)].update(map(_target, value))
                     case Jump() | Presence():
                         pass
-        self._members = members
-        self._known = {}
+        known: dict[Chain | SharedChain, tuple[Rules, int]] = {}
         for key, value in chains.items():
             saved = tables[key.table].chains.get(key.name) if key.table in tables else None
             if saved is not None and Counter(map(_target, saved)) == expected[key]:
-                self._known[key] = (value, prints[key])
-        return len(self._known) == len(chains)
+                known[key] = (value, prints[key])
+        if writes != self.writes:
+            return True
+        # A write that begins just now changes the print, so these are not taken for its result.
+        self._members, self._known = members, known
+        return len(known) == len(chains)
 
     def intact(self) -> bool:
         """Tell whether our chains are still there, by the canaries (cheap at any size).
@@ -318,6 +327,7 @@ class XtablesDataplane:
     def apply(self, transaction: Transaction[Key, Rules]) -> Outcome:
         if self._stop.is_set():
             return Unknown("stopping")
+        self.writes += 1
         text, lines, rules = restore_input(transaction)
         for change in transaction.changes:
             for part in (change.put, change.drop):

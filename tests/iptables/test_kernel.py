@@ -282,6 +282,24 @@ def test_another_value_than_the_learned_one_is_not_held():
     assert not learned(listing()).holds(SVC_A, ("-j DROP",))
 
 
+def test_what_was_read_while_something_was_written_is_not_learned():
+    """Two threads: a listing shows the new rule, and what is to be learned is from before it."""
+    change = Change(A, {DispatchRule("nat", "KUBE-SERVICES", "new"): ("-j KUBE-SVC-A",)}, {}, {})
+
+    unusual = listing(svc="-A KUBE-SVC-A -m all -j ACCEPT")
+    writing = False
+
+    def run(argv, input=None, timeout_seconds=0.0):
+        if "save" in argv[0] and writing:
+            plane.apply(Transaction("nat", (change,)))
+        return unusual if "save" in argv[0] else DONE
+
+    plane = dataplane(run)
+    for writing in (True, False):
+        assert plane.learn([WANTED])
+        assert writing is not plane.observe().holds(SVC_A, WANTED[SVC_A])
+
+
 @pytest.mark.parametrize(
     ("put", "key"),
     [

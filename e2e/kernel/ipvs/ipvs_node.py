@@ -96,8 +96,15 @@ def answers(
 class IpvsDaemon(RunningDaemon):
     """`RunningDaemon` in ipvs mode; `start` returns when both families are written."""
 
-    def __init__(self, lab: Lab, directory: Path, *flags: str, mode: str = "ipvs") -> None:
-        super().__init__(lab, "legacy", directory, BRISK, *flags, mode=mode)
+    def __init__(
+        self,
+        lab: Lab,
+        directory: Path,
+        *flags: str,
+        mode: str = "ipvs",
+        path: Path | None = None,
+    ) -> None:
+        super().__init__(lab, "legacy", directory, BRISK, *flags, mode=mode, path=path)
 
     def start(self) -> None:
         before = self.synced("IPv6")
