@@ -121,7 +121,7 @@ def test_nothing_is_written_before_the_last_first_list_is_complete(
     stand_in.server.script.clear()
     stand_in.server.cut()
     eventually(lambda: daemon.answered_by(address) == "p2", "the change of meanwhile arrives")
-    assert not daemon.rules_about("default/gone")
+    eventually(lambda: not daemon.rules_about("default/gone"), "what was deleted goes")
 
 
 def test_a_server_that_accepts_but_answers_late_is_waited_for(

@@ -102,13 +102,14 @@ class Sets:
         return SetsObservation(headers, entries)
 
     def _fits(self, name: str, header: SetHeader) -> bool:
-        return header.type == self._types[name] and header.family in (self._family, None)
+        return header.type == self._types.get(name) and header.family in (self._family, None)
 
     def look(self, channel: Netlink | None = None) -> Callable[[], bool]:
         """Prepare for a look at the sets, made by calling the result, on any thread.
 
-        It tells whether every set is there with as many entries as were written; what is written
-        to meanwhile does not count. On another thread it needs a *channel* of its own.
+        It tells whether every set is there, of its type and with as many entries as were written;
+        what is written to meanwhile does not count. On another thread it needs a *channel* of its
+        own.
         """
         counts = dict(self._counts)
         touched = self._touched = set()
@@ -118,7 +119,7 @@ class Sets:
             try:
                 for data, start, end in (channel or self._channel).dump(*list_headers()):
                     listing = decode_listing(data, start, end)
-                    if listing.header is not None:
+                    if listing.header is not None and self._fits(listing.set, listing.header):
                         found[listing.set] = listing.header.elements
             except (OSError, ValueError) as error:
                 log.warning("ipsets not looked at", reason=_reason(error))

@@ -86,7 +86,7 @@ def dataplane(kernel: FakeKernel, rules: Xtables, family: Family) -> IpvsDatapla
         family,
         generic,
         kernel.channel(GENERIC),
-        generic.family_id("IPVS"),
+        lambda: generic.family_id("IPVS"),
         "rr",
         (),
         Drain(),

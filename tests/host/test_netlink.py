@@ -15,6 +15,7 @@ from pykubeproxy.host.netlink import (
     attribute,
     attributes,
     nested,
+    reason,
 )
 
 
@@ -44,6 +45,20 @@ class Source:
 
 def bodies(dump):
     return [data[start + 16 : end] for data, start, end in dump]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        pytest.param(
+            OSError(errno.EPERM, "x"), "not permitted; run as root (NET_ADMIN)", id="EPERM"
+        ),
+        pytest.param(OSError(errno.EBUSY, "busy"), "busy", id="the kernel's word"),
+        pytest.param(TimeoutError("timed out"), "timed out", id="no number"),
+    ],
+)
+def test_a_reason_is_in_words(error, expected):
+    assert expected == reason(error)
 
 
 def test_attributes_are_padded_and_found_again():

@@ -308,6 +308,11 @@ def test_silence_is_an_error_with_words(rig, monkeypatch):
         pytest.param(lambda sets: sets[NAME].entries.clear(), False, id="a set is flushed"),
         pytest.param(lambda sets: sets["KUBE-IPVS-IPS"].entries.update(x=("1",)), False, id="more"),
         pytest.param(lambda sets: sets.update(OTHER=sets[NAME]), True, id="another set"),
+        pytest.param(
+            lambda sets: sets.update({"KUBE-LOAD-BALANCER": sets["KUBE-HEALTH-CHECK-NODE-PORT"]}),
+            False,
+            id="an empty one of another type",
+        ),
     ],
 )
 @pytest.mark.parametrize("restarted", [False, True], ids=["written", "found at a restart"])
