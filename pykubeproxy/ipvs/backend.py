@@ -183,9 +183,9 @@ def _device(channel: Netlink) -> int:
             found = find_device(channel)
         except OSError as error:
             raise HostError(f"looking for device {DEVICE}: {error}") from error
-        if found is not None:
+        if found is not None and found.is_dummy:
             return found.index
-        ensure_device()
+        ensure_device()  # raises for a link of another kind
     raise HostError(f"device {DEVICE} was made and is gone again; does somebody delete it?")
 
 

@@ -14,6 +14,7 @@ from pykubeproxy.ipvs import names
 from pykubeproxy.ipvs.names import SCHEDULERS, SETS, set_name
 from pykubeproxy.ipvs.netfilter import IpvsSettings, fixed_rules, set_types
 from pykubeproxy.ipvs.objects import (
+    PERSISTENT,
     BoundAddress,
     Key,
     Present,
@@ -28,10 +29,8 @@ from pykubeproxy.model.kinds import Action, FrontendKind, Pool, Protocol
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.route import Endpoint, Frontend, Route
 
-__all__ = ["PERSISTENT", "IpvsCompiler", "IpvsSettings", "scheduler_problem"]
+__all__ = ["IpvsCompiler", "IpvsSettings", "scheduler_problem"]
 
-PERSISTENT = 0x1
-"""IP_VS_SVC_F_PERSISTENT of linux/ip_vs.h."""
 
 IN_USE = 1
 """Weight of every real server that is wanted."""

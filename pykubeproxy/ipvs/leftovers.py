@@ -47,7 +47,7 @@ from pykubeproxy.ipvs.names import (
 from pykubeproxy.ipvs.node import IPVS, Channel, Connect, delete_device, find_device, services
 from pykubeproxy.ipvs.objects import Virtual
 from pykubeproxy.ipvs.sources import remove_routes, steer_away
-from pykubeproxy.model.addresses import contains
+from pykubeproxy.model.addresses import contains, family_of
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.sync.flows import FlowTable, Scope
 
@@ -236,7 +236,7 @@ class _Traces(Struct):
             or virtual in self.destinations
             or (
                 virtual.address in self.elsewhere
-                and (_family(virtual.address), virtual.protocol, virtual.port) in self.node_ports
+                and (family_of(virtual.address), virtual.protocol, virtual.port) in self.node_ports
             )
         )
 
@@ -308,7 +308,7 @@ def _forget_flows(virtuals: Iterable[Virtual], forget: Forget) -> None:
     flows: dict[Family, set[tuple[str, int]]] = defaultdict(set)
     for virtual in virtuals:
         if virtual.protocol is Protocol.UDP:
-            flows[_family(virtual.address)].add((virtual.address, virtual.port))
+            flows[family_of(virtual.address)].add((virtual.address, virtual.port))
     for family, destinations in flows.items():
         table = FlowTable(dict.fromkeys(destinations, frozenset()), {})
         forget(family, table, Scope(addresses=frozenset(destinations)))
@@ -343,10 +343,6 @@ def _remove_device_and_sets(connect: Connect, removal: Removal) -> None:
 
 def _excluded(virtual: Virtual, cidrs: Iterable[str]) -> bool:
     return any(contains(cidr, virtual.address) for cidr in cidrs)
-
-
-def _family(address: str) -> Family:
-    return Family.IPV6 if ":" in address else Family.IPV4
 
 
 def _reason(error: OSError) -> str:

@@ -29,12 +29,9 @@ from pykubeproxy.model.kinds import Family, Protocol
 __all__ = [
     "ENTRIES_PER_MESSAGE",
     "HASHED",
-    "ONE_PACKET",
-    "PERSISTENT",
     "REVISIONS",
     "SCHED_1",
     "SCHED_2",
-    "SCHED_3",
     "Address",
     "Dest",
     "DumpRequest",
@@ -76,12 +73,9 @@ __all__ = [
 DumpRequest = tuple[int, bytes]
 """Message type and body, as `Netlink.dump` takes them."""
 
-PERSISTENT = 0x1
 HASHED = 0x2  # set by the kernel on every service; decoders clear it
-ONE_PACKET = 0x4
 SCHED_1 = 0x8  # sh and mh: fall back to another server when the chosen one has weight 0
 SCHED_2 = 0x10  # sh and mh: hash the source port as well
-SCHED_3 = 0x20
 
 _AF_INET, _AF_INET6 = 2, 10
 _AF = {Family.IPV4: _AF_INET, Family.IPV6: _AF_INET6}

@@ -56,6 +56,7 @@ from pykubeproxy.ipvs.messages import (
 )
 from pykubeproxy.ipvs.names import DEVICE, EXTERNAL_IP, SETS, set_name
 from pykubeproxy.ipvs.objects import Virtual, VirtualConfig
+from pykubeproxy.model.addresses import family_of
 from pykubeproxy.model.kinds import Family, Protocol
 
 __all__ = [
@@ -281,7 +282,7 @@ class _Probe:
         self, channel: Channel, family_id: int, family: Family, scheduler: str
     ) -> Problem | None:
         serving = [
-            _family(virtual.address)
+            family_of(virtual.address)
             for virtual, config in services(channel, family_id)
             if config.scheduler == scheduler
         ]
@@ -583,10 +584,6 @@ def _module_of_type(name: str) -> str:
     """``hash:ip,port`` is in ip_set_hash_ipport."""
     method, _, parts = name.partition(":")
     return f"ip_set_{method}_{parts.replace(',', '')}"
-
-
-def _family(address: str) -> Family:
-    return Family.IPV6 if ":" in address else Family.IPV4
 
 
 def _reason(error: OSError) -> str:

@@ -14,6 +14,7 @@ from pykubeproxy.model.kinds import Protocol
 
 __all__ = [
     "MH_PORT",
+    "PERSISTENT",
     "BoundAddress",
     "IPSet",
     "Key",
@@ -28,6 +29,8 @@ __all__ = [
     "scheduler_flags",
 ]
 
+PERSISTENT = 0x1
+"""IP_VS_SVC_F_PERSISTENT of linux/ip_vs.h: a client stays with its real server."""
 MH_PORT = 0x10
 """IP_VS_SVC_F_SCHED_MH_PORT: the source port counts for the hash, not only the address."""
 

@@ -25,6 +25,7 @@ from msgspec import Struct
 from pykubeproxy.host.netlink import CREATE, EXCL, ROUTE, Netlink, Request, attribute, attributes
 from pykubeproxy.ipvs.messages import del_address, new_address
 from pykubeproxy.ipvs.node import Channel, Connect, find_device
+from pykubeproxy.model.addresses import family_of
 from pykubeproxy.model.kinds import Family
 
 __all__ = ["give_back", "remove_routes", "steer_away"]
@@ -70,7 +71,7 @@ def steer_away(index: int, addresses: Collection[str], connect: Connect = Netlin
     """
     with connect(ROUTE) as channel:
         for family in Family:
-            ours = [one for one in addresses if _family(one) is family]
+            ours = [one for one in addresses if family_of(one) is family]
             source = _usual_source(channel, family) if ours else None
             if source is not None and source not in addresses:
                 _steer(channel, family, index, ours, source)
@@ -183,7 +184,3 @@ def _rtmsg(
 
 def _via(index: int) -> bytes:
     return attribute(_OIF, struct.pack("=I", index))
-
-
-def _family(address: str) -> Family:
-    return Family.IPV6 if ":" in address else Family.IPV4

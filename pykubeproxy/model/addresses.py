@@ -16,7 +16,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from pykubeproxy.model.kinds import Family
 
-__all__ = ["canonical_cidr", "canonical_ip", "contains", "prefix_length"]
+__all__ = ["canonical_cidr", "canonical_ip", "contains", "family_of", "prefix_length"]
 
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _is_canonical_ipv4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}").fullmatch
@@ -78,6 +78,11 @@ def contains(cidr: str, ip: str) -> bool:
     family, network, host_bits = _network(cidr)
     ip_family, number = _number(ip)
     return ip_family is family and number >> host_bits == network
+
+
+def family_of(address: str) -> Family:
+    """Return the family of a canonical address or CIDR."""
+    return Family.IPV6 if ":" in address else Family.IPV4
 
 
 def prefix_length(cidr: str) -> int:

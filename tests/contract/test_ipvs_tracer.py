@@ -6,7 +6,7 @@ import pytest
 
 from pykubeproxy.host.exec import Finished
 from pykubeproxy.ipvs import messages as m
-from pykubeproxy.ipvs.objects import Real, Virtual, VirtualConfig
+from pykubeproxy.ipvs.objects import PERSISTENT, Real, Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
 from tests.contract.ipvs_tracer import trace
 from tests.contract.tracer import Fate, Sent
@@ -63,7 +63,7 @@ def kernel() -> FakeKernel:
     kernel = FakeKernel()
     generic, index = kernel.channel(GENERIC), 2
     family_id = generic.family_id("IPVS")
-    persistent = VirtualConfig("rr", m.PERSISTENT, 60)
+    persistent = VirtualConfig("rr", PERSISTENT, 60)
     for virtual, reals in SERVERS.items():
         config = persistent if virtual.address == CLUSTER_IP else VirtualConfig("rr")
         requests = [m.new_service(family_id, virtual, config)]

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from pykubeproxy.host.netlink import EXCL, Refusal, Request, attribute, nested
 from pykubeproxy.ipvs import messages as m
-from pykubeproxy.ipvs.objects import Real, Virtual, VirtualConfig
+from pykubeproxy.ipvs.objects import PERSISTENT, Real, Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
 from tests.fakes.xtables_cases import Case as RuleCase
 from tests.fakes.xtables_cases import accepted, filter_, nat, refused
@@ -162,11 +162,11 @@ SERVERS = [
             added(config=VirtualConfig("a" * 16), error=errno.EINVAL),
         ),
     ),
-    Case("persistence is kept", (added(config=VirtualConfig("rr", m.PERSISTENT, 10800)),)),
+    Case("persistence is kept", (added(config=VirtualConfig("rr", PERSISTENT, 10800)),)),
     Case(
         "a service is changed, flags too",
         (
-            added(config=VirtualConfig("rr", m.PERSISTENT, 60)),
+            added(config=VirtualConfig("rr", PERSISTENT, 60)),
             dest(m.new_dest, P1, 1),
             generic(m.set_service, V4, VirtualConfig("mh", m.SCHED_2)),
         ),

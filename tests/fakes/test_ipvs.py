@@ -8,7 +8,7 @@ import pytest
 
 from pykubeproxy.host.exec import Finished
 from pykubeproxy.ipvs import messages as m
-from pykubeproxy.ipvs.objects import Real, Virtual, VirtualConfig
+from pykubeproxy.ipvs.objects import PERSISTENT, Real, Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
 from tests.fakes.ipvs import GENERIC, NETFILTER, ROUTE, FakeKernel
 from tests.fakes.ipvs_cases import CASES, RULE_CASES, RULE_SETS, Case, Channels, picture, run
@@ -41,7 +41,7 @@ def served(kernel: FakeKernel) -> FakeKernel:
     at = channels(kernel)
     at.generic.refusals(
         [
-            m.new_service(at.family_id, VIRTUAL, VirtualConfig("rr", m.PERSISTENT, 60)),
+            m.new_service(at.family_id, VIRTUAL, VirtualConfig("rr", PERSISTENT, 60)),
             *(m.new_dest(at.family_id, real, 1) for real in REALS),
         ]
     )

@@ -238,6 +238,14 @@ def test_a_missing_device_is_made(monkeypatch, tmp_path):
     assert ["10.96.0.1", "fd00:96::1"] == world.kernel.bound()
 
 
+def test_a_link_of_another_kind_with_that_name_is_an_error(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path, device=False)
+    world.kernel.links.add("kube-ipvs0", "veth")
+    built = world.build([Family.IPV4])
+    with pytest.raises(HostError, match="is of type veth where a dummy is needed"):
+        built.families[0].dataplane.observe()
+
+
 def test_a_device_that_does_not_stay_is_an_error(monkeypatch, tmp_path):
     world = World(monkeypatch, tmp_path, device=False)
     world.ensure = lambda kernel: False

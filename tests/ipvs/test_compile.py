@@ -9,7 +9,6 @@ import pytest
 
 from pykubeproxy.iptables.objects import Chain, DispatchRule, Jump, SharedChain
 from pykubeproxy.ipvs.compile import (
-    PERSISTENT,
     IpvsCompiler,
     IpvsSettings,
     scheduler_problem,
@@ -18,6 +17,7 @@ from pykubeproxy.ipvs.names import SCHEDULERS, SETS
 from pykubeproxy.ipvs.netfilter import fixed_rules, set_types
 from pykubeproxy.ipvs.objects import (
     MH_PORT,
+    PERSISTENT,
     BoundAddress,
     IPSet,
     Present,

@@ -15,7 +15,6 @@ from pykubeproxy.host.netlink import CREATE, EXCL, attributes
 from pykubeproxy.ipvs import messages
 from pykubeproxy.ipvs.messages import (
     ENTRIES_PER_MESSAGE,
-    PERSISTENT,
     REVISIONS,
     SCHED_2,
     Address,
@@ -54,7 +53,7 @@ from pykubeproxy.ipvs.messages import (
     set_service,
 )
 from pykubeproxy.ipvs.names import SETS
-from pykubeproxy.ipvs.objects import Real, Virtual, VirtualConfig
+from pykubeproxy.ipvs.objects import PERSISTENT, Real, Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
 from tests.ipvs.recorded import RECORDED
 

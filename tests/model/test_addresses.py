@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from pykubeproxy.model.addresses import canonical_cidr, canonical_ip, contains, prefix_length
+from pykubeproxy.model.addresses import (
+    canonical_cidr,
+    canonical_ip,
+    contains,
+    family_of,
+    prefix_length,
+)
 from pykubeproxy.model.kinds import Family
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -96,3 +102,10 @@ def test_containment_of_nonsense_is_an_error():
 )
 def test_prefix_length(cidr, expected):
     assert prefix_length(cidr) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("10.0.0.1", Family.IPV4), ("fd00::/8", Family.IPV6)]
+)
+def test_a_canonical_address_tells_its_family(text, expected):
+    assert expected is family_of(text)

@@ -13,8 +13,8 @@ from pykubeproxy.host.exec import Finished
 from pykubeproxy.host.netlink import GENERIC, NETFILTER, ROUTE, Netlink
 from pykubeproxy.ipvs import messages as m
 from pykubeproxy.ipvs.node import delete_device, ensure_device, find_device
+from pykubeproxy.ipvs.objects import PERSISTENT, Virtual, VirtualConfig
 from pykubeproxy.ipvs.objects import Real as RealServer
-from pykubeproxy.ipvs.objects import Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
 from tests.fakes.ipvs import FakeKernel
 from tests.fakes.ipvs_cases import CASES, RULE_CASES, RULE_SETS, Case, Channels, picture, run
@@ -93,9 +93,9 @@ def test_the_fake_prints_what_ipvsadm_prints(
 ) -> None:
     configs = [
         VirtualConfig("rr"),
-        VirtualConfig("wlc", m.PERSISTENT, 10800),
+        VirtualConfig("wlc", PERSISTENT, 10800),
         VirtualConfig("mh", m.SCHED_2),
-        VirtualConfig("sh", m.SCHED_1 | m.SCHED_2 | m.PERSISTENT, 60),
+        VirtualConfig("sh", m.SCHED_1 | m.SCHED_2 | PERSISTENT, 60),
     ]
     for at in (fake, real):
         for number, config in enumerate(configs):

@@ -13,7 +13,6 @@ from e2e.kernel.test_conntrack_kernel import Namespace
 from pykubeproxy.host.netlink import GENERIC, NETFILTER, ROUTE, SMALL_READ, Netlink
 from pykubeproxy.ipvs.messages import (
     ENTRIES_PER_MESSAGE,
-    PERSISTENT,
     REVISIONS,
     SCHED_2,
     Dest,
@@ -49,7 +48,7 @@ from pykubeproxy.ipvs.messages import (
     set_service,
 )
 from pykubeproxy.ipvs.names import SETS, set_name
-from pykubeproxy.ipvs.objects import Real, Virtual, VirtualConfig
+from pykubeproxy.ipvs.objects import PERSISTENT, Real, Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
 
 V4, V6 = Family.IPV4, Family.IPV6
