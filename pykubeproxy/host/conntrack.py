@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterator
 import structlog
 from msgspec import Struct
 
-from pykubeproxy.host.netlink import ACK, NETFILTER, Netlink, attribute, attributes, nested
+from pykubeproxy.host.netlink import (
+    ACK,
+    HEADER_BYTES,
+    NETFILTER,
+    Netlink,
+    attribute,
+    attributes,
+    nested,
+    why,
+)
 from pykubeproxy.model.addresses import canonical_ip
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.sync.flows import UDP, FlowTable, Scope, is_stale
@@ -41,7 +50,7 @@ _MATCH_DST, _MATCH_PROTO, _MATCH_DST_PORT = 1 << 1, 1 << 3, 1 << 5
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _IP_BYTES = {Family.IPV4: 4, Family.IPV6: 16}
 _SRC_DST = {Family.IPV4: (1, 2), Family.IPV6: (3, 4)}
-_BODY = 16 + 4  # netlink header, nfgenmsg
+_BODY = HEADER_BYTES + 4  # and nfgenmsg
 
 
 class Removed(Struct, frozen=True):
@@ -75,7 +84,7 @@ def remove_stale(
         with Netlink(NETFILTER) as netlink:
             return _Run(netlink, family, table, untranslated).remove(scope)
     except OSError as error:
-        log.warning("stale UDP flows not looked for", family=family.value, reason=_why(error))
+        log.warning("stale UDP flows not looked for", family=family.value, reason=why(error))
         return Removed(0, 0, complete=False)
 
 
@@ -186,7 +195,7 @@ class _Run:
             log.warning(
                 "stale UDP flow not deleted",
                 destination=f"{self._text(flow.dst)} port {flow.dport}",
-                reason=_why(error),
+                reason=why(error),
             )
             return False
         return True
@@ -310,7 +319,3 @@ def _filter(family: Family, dst: bytes | None = None, dport: int | None = None) 
 
 def _generic_header(family: Family) -> bytes:
     return bytes([_AF[family], 0, 0, 0])
-
-
-def _why(error: OSError) -> str:
-    return error.strerror or str(error)

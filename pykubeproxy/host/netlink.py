@@ -21,6 +21,7 @@ __all__ = [
     "CREATE",
     "EXCL",
     "GENERIC",
+    "HEADER_BYTES",
     "NETFILTER",
     "ROUTE",
     "SMALL_READ",
@@ -32,6 +33,7 @@ __all__ = [
     "attributes",
     "nested",
     "reason",
+    "why",
 ]
 
 ROUTE, NETFILTER, GENERIC = 0, 12, 16
@@ -50,6 +52,8 @@ _TYPE_MASK = 0x3FFF
 _MSG_ERROR, _MSG_DONE = 2, 3
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+HEADER_BYTES = _HEADER.size
+"""In front of the body of each message of a `Dump`."""
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _ERRNO = struct.Struct("=i")
 
@@ -144,9 +148,12 @@ def reason(error: Exception) -> str:
     """Say in words why a request failed, and what helps where rights are missing."""
     if isinstance(error, OSError) and error.errno == errno.EPERM:
         return "not permitted; run as root (NET_ADMIN)"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
+    return why(error) if isinstance(error, OSError) else str(error)
+
+
+def why(error: OSError) -> str:
+    """Say it in the system's words."""
+    return error.strerror or str(error)
 
 
 class Netlink:

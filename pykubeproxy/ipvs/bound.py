@@ -16,7 +16,7 @@ from pykubeproxy.ipvs.messages import decode_address, del_address, get_addresses
 from pykubeproxy.ipvs.objects import BoundAddress, Key, Present, Value
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.sync.outcome import Applied, Change, Outcome, Partly, Transaction, Unknown
+from pykubeproxy.sync.outcome import Applied, Outcome, Partly, Transaction, Unknown
 
 __all__ = ["BoundAddresses", "BoundObservation"]
 
@@ -127,29 +127,20 @@ class BoundAddresses:
         except (OSError, HostError) as error:
             return Unknown(f"binding addresses: {reason(error)}")
         refused: dict[ServiceKey, str] = {}
-        failed: set[Key] = set()
+        failed: set[tuple[ServiceKey, Key]] = set()
         for (owner, key, put), code in zip(steps, errors, strict=False):
             if code == errno.ENODEV and put:
                 return Unknown("the dummy device is gone, somebody deleted it")
             if code in (0, errno.EEXIST if put else errno.EADDRNOTAVAIL, errno.ENODEV):
                 continue
             refused.setdefault(owner, f"{key}: {reason(OSError(code, os.strerror(code)))}")
-            failed.add(key)
+            failed.add((owner, key))
             (self._bound.discard if put else self._bound.add)(key.address)
         size = sum(len(body) for _, _, body in requests)
         applied = Applied(len(requests), size, len(requests))
         if not refused:
             return applied
-        landed = tuple(
-            Change(
-                change.owner,
-                {k: v for k, v in change.put.items() if k not in failed},
-                {k: v for k, v in change.drop.items() if k not in failed},
-                change.old,
-            )
-            for change in transaction.changes
-        )
-        return Partly(Transaction(transaction.scope, landed), refused, applied)
+        return Partly(transaction.without(failed), refused, applied)
 
 
 def _request(index: int, address: str, put: bool) -> Request:

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from pykubeproxy.errors import HostError
 from pykubeproxy.host.conntrack import remove_stale
-from pykubeproxy.host.netlink import EXCL, GENERIC, NETFILTER, ROUTE, Netlink
+from pykubeproxy.host.netlink import EXCL, GENERIC, NETFILTER, ROUTE, Netlink, why
 from pykubeproxy.host.sockets import talking_from
 from pykubeproxy.ipvs.messages import (
     decode_address,
@@ -94,7 +94,7 @@ def clean_up(exclude_cidrs: Sequence[str] = (), connect: Connect = Netlink) -> R
         with _Ipvs.opened(connect) as ipvs:
             ipvs.delete([v for v in ipvs.listed() if not _excluded(v, exclude_cidrs)], removal)
     except OSError as error:
-        removal.problems.append(f"virtual servers: {_reason(error)}; run as root (NET_ADMIN)")
+        removal.problems.append(f"virtual servers: {why(error)}; run as root (NET_ADMIN)")
     _remove_device_and_sets(connect, removal)
     return removal
 
@@ -134,7 +134,7 @@ def remove_leftovers(
             if not _let_end(ipvs, ours, partial(talking, traces.bound), removal, wait, clock):
                 return removal
     except OSError as error:
-        removal.problems.append(f"leftovers of ipvs mode: {_reason(error)}")
+        removal.problems.append(f"leftovers of ipvs mode: {why(error)}")
         return removal
     _forget_flows(ours, forget)
     _remove_device_and_sets(connect, removal)
@@ -323,7 +323,7 @@ def _remove_device_and_sets(connect: Connect, removal: Removal) -> None:
         # Only now: with an address and no route the node would choose it, and get no answers.
         remove_routes(connect)
     except OSError as error:
-        removal.problems.append(f"routes to addresses of {DEVICE}: {_reason(error)}")
+        removal.problems.append(f"routes to addresses of {DEVICE}: {why(error)}")
     if not IP_SET.exists():
         return
     names = [set_name(name, family) for family in Family for name in SETS]
@@ -333,7 +333,7 @@ def _remove_device_and_sets(connect: Connect, removal: Removal) -> None:
             requests = [destroy_set(name) for name in names]
             errors = channel.batch([(kind, EXCL, body) for kind, _, body in requests])
     except OSError as error:
-        removal.problems.append(f"ipsets: {_reason(error)}; run as root (NET_ADMIN)")
+        removal.problems.append(f"ipsets: {why(error)}; run as root (NET_ADMIN)")
         return
     removal.count("ipsets", errors.count(0))
     for name, refused in zip(names, errors, strict=True):
@@ -343,7 +343,3 @@ def _remove_device_and_sets(connect: Connect, removal: Removal) -> None:
 
 def _excluded(virtual: Virtual, cidrs: Iterable[str]) -> bool:
     return any(contains(cidr, virtual.address) for cidr in cidrs)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -22,7 +22,15 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from pykubeproxy.host.netlink import CREATE, EXCL, Request, attribute, attributes, nested
+from pykubeproxy.host.netlink import (
+    CREATE,
+    EXCL,
+    HEADER_BYTES,
+    Request,
+    attribute,
+    attributes,
+    nested,
+)
 from pykubeproxy.ipvs.objects import Real, Virtual, VirtualConfig
 from pykubeproxy.model.kinds import Family, Protocol
 
@@ -83,7 +91,6 @@ _FAMILY = {number: family for family, number in _AF.items()}
 _PROTO = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 _PROTOCOL = {number: protocol for protocol, number in _PROTO.items()}
 
-_HEADER_BYTES = 16  # of netlink, before the body of a dumped message
 _NESTED, _NET_ORDER = 0x8000, 0x4000  # NLA_F_NESTED, NLA_F_NET_BYTEORDER
 _U16, _U32 = struct.Struct("=H"), struct.Struct("=I")
 
@@ -187,7 +194,7 @@ def decode_service(data: bytes, start: int, end: int) -> tuple[Virtual, VirtualC
     """Read one message of a service dump; ``None`` for what is chosen by a firewall mark."""
     found: dict[int, bytes] = {}
     # The first attribute is the service, and all there is.
-    for kind, first, last in attributes(data, start + _HEADER_BYTES + _GENL_BYTES + 4, end):
+    for kind, first, last in attributes(data, start + HEADER_BYTES + _GENL_BYTES + 4, end):
         found[kind] = data[first:last]
         if kind == _SVC_NETMASK:
             break  # statistics follow
@@ -208,7 +215,7 @@ def decode_service(data: bytes, start: int, end: int) -> tuple[Virtual, VirtualC
 
 def decode_dest(data: bytes, start: int, end: int) -> Dest:
     """Read one message of a dump of real servers."""
-    start += _HEADER_BYTES + _GENL_BYTES + 4  # the first attribute is the real server
+    start += HEADER_BYTES + _GENL_BYTES + 4  # the first attribute is the real server
     if end - start >= _USUAL_DEST.size:
         fields = _USUAL_DEST.unpack_from(data, start)
         if fields[::2] == _USUAL_DEST_HEADERS:
@@ -463,7 +470,7 @@ def decode_listing(data: bytes, start: int, end: int) -> Listing:
     """
     spans = {
         kind: (first, last)
-        for kind, first, last in attributes(data, start + _HEADER_BYTES + len(_NFGEN), end)
+        for kind, first, last in attributes(data, start + HEADER_BYTES + len(_NFGEN), end)
     }
     found = {kind: data[first:last] for kind, (first, last) in spans.items() if kind != _ADT}
     header = None
@@ -733,7 +740,7 @@ def get_addresses(family: Family | None = None) -> DumpRequest:
 def decode_address(data: bytes, start: int, end: int) -> Address | None:
     """Read one message of a dump or a notice; ``None`` if it is about something else."""
     kind = int.from_bytes(data[start + 4 : start + 6], sys.byteorder)
-    start += _HEADER_BYTES
+    start += HEADER_BYTES
     if kind not in (_RTM_NEWADDR, _RTM_DELADDR) or end - start < _IFADDRMSG.size:
         return None
     af, prefix_length, _, scope, index = _IFADDRMSG.unpack_from(data, start)

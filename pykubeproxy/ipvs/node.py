@@ -25,12 +25,14 @@ from pykubeproxy.host.netlink import (
     CREATE,
     EXCL,
     GENERIC,
+    HEADER_BYTES,
     NETFILTER,
     ROUTE,
     Netlink,
     Request,
     attribute,
     attributes,
+    why,
 )
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, Runner, describe
 from pykubeproxy.iptables.tools import Tools, is_locked
@@ -61,6 +63,7 @@ from pykubeproxy.model.kinds import Family, Protocol
 
 __all__ = [
     "IPVS",
+    "NOBODY",
     "Channel",
     "Connect",
     "Device",
@@ -82,7 +85,7 @@ T = TypeVar("T")
 IPVS = "IPVS"
 """Name of the generic netlink family."""
 
-_PROBE_ADDRESS = {Family.IPV4: "198.51.100.0", Family.IPV6: "2001:db8::"}
+NOBODY = {Family.IPV4: "198.51.100.0", Family.IPV6: "2001:db8::"}
 """For documentation only (RFC 5737, RFC 3849), so nobody serves there."""
 _PROBE_PORT = 20000
 _PROBE_CHAIN = "KUBE-IPVS-PROBE"
@@ -102,7 +105,6 @@ _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, type, interface, flags, change
 _NO_LINK = bytes(_IFINFOMSG.size)  # which one is said by its name
 _IFNAME, _LINKINFO, _INFO_KIND = 3, 18, 1
-_NETLINK_HEADER_BYTES = 16
 
 
 class Channel(Interface):
@@ -187,14 +189,21 @@ class _Probe:
         try:
             with self._connect(GENERIC) as channel:
                 family_id = self._with_module("ip_vs", lambda: channel.family_id(IPVS))
+                serving = {
+                    family_of(virtual.address)
+                    for virtual, config in services(channel, family_id)
+                    if config.scheduler == scheduler
+                }
                 for family in self._families:
+                    if family in serving or (serving and self._runs(family)):
+                        continue
                     problem = self._scheduler(channel, family_id, family, scheduler)
                     if problem is not None:
                         return [problem]
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return [Problem("the kernel has no IPVS", modules)]
-            return [Problem(f"the kernel refuses to tell about IPVS ({_reason(error)})", modules)]
+            return [Problem(f"the kernel refuses to tell about IPVS ({why(error)})", modules)]
         return []
 
     def ipset(self) -> list[Problem]:
@@ -215,15 +224,15 @@ class _Probe:
         except OSError as error:
             modules = ("ip_set", *map(_module_of_type, types), "xt_set")
             if error.errno in (errno.EPERM, errno.EACCES):
-                return [Problem(f"the kernel refuses to tell about ipset ({_reason(error)})")]
-            return [Problem(f"the kernel has no ipset ({_reason(error)})", modules)]
+                return [Problem(f"the kernel refuses to tell about ipset ({why(error)})")]
+            return [Problem(f"the kernel has no ipset ({why(error)})", modules)]
 
     def matches(self, tools: Tools) -> list[Problem]:
         """Load rules with the matches that only this mode uses into a chain nobody jumps to."""
         if self._runs(tools.family):
             return []
         name = _PROBE_SET[tools.family]
-        values = {"set": name, "address": _PROBE_ADDRESS[tools.family]}
+        values = {"set": name, "address": NOBODY[tools.family]}
         rules = {match: text.format(**values) for match, text in _MATCHES.items()}
         try:
             with self._connect(NETFILTER) as channel:
@@ -235,16 +244,18 @@ class _Probe:
                     if not self._complaint(tools, rules.values()):
                         return []
                     return [
-                        Problem(f"{tools.restore()[0]} has no match {match} ({why})", (module,))
+                        Problem(
+                            f"{tools.restore()[0]} has no match {match} ({complaint})", (module,)
+                        )
                         for match, rule in rules.items()
                         for module in (f"xt_{match}",)
-                        if (why := self._complaint(tools, [rule]))
+                        if (complaint := self._complaint(tools, [rule]))
                     ]
                 finally:
                     self._restore(tools, [f"-X {_PROBE_CHAIN}"])
                     channel.batch([destroy_set(name)])
         except OSError as error:
-            return [Problem(f"the kernel makes no set ({_reason(error)})")]
+            return [Problem(f"the kernel makes no set ({why(error)})")]
 
     def device(self) -> list[Problem]:
         try:
@@ -258,8 +269,8 @@ class _Probe:
                     channel.batch([_del_link(_PROBE_DEVICE)])
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EACCES):
-                return [Problem(f"the kernel refuses to make a device ({_reason(error)})")]
-            return [Problem(f"the kernel makes no dummy device ({_reason(error)})", ("dummy",))]
+                return [Problem(f"the kernel refuses to make a device ({why(error)})")]
+            return [Problem(f"the kernel makes no dummy device ({why(error)})", ("dummy",))]
         return []
 
     def _runs(self, family: Family) -> bool:
@@ -281,13 +292,6 @@ class _Probe:
     def _scheduler(
         self, channel: Channel, family_id: int, family: Family, scheduler: str
     ) -> Problem | None:
-        serving = [
-            family_of(virtual.address)
-            for virtual, config in services(channel, family_id)
-            if config.scheduler == scheduler
-        ]
-        if family in serving or (serving and self._runs(family)):
-            return None
         module = f"ip_vs_{scheduler}"
         try:
             self._with_module(module, lambda: _serve_nobody(channel, family_id, family, scheduler))
@@ -296,7 +300,7 @@ class _Probe:
                 return Problem(f"the kernel's IPVS has no scheduler {scheduler}", (module,))
             return Problem(
                 f"the kernel's IPVS refuses an {family} virtual server with scheduler "
-                f"{scheduler} ({_reason(error)})",
+                f"{scheduler} ({why(error)})",
                 ("ip_vs", module),
             )
         return None
@@ -310,8 +314,8 @@ class _Probe:
                     self._with_module(module, partial(channel.request, *request))
                 )
             except OSError as error:
-                why = set_error(error.errno or 0)
-                return Problem(f"the kernel has no sets of type {name} ({why})", (module,))
+                said = set_error(error.errno or 0)
+                return Problem(f"the kernel has no sets of type {name} ({said})", (module,))
             if not least <= REVISIONS[name] <= most:
                 return Problem(
                     f"the kernel knows revisions {least} to {most} of ipset type {name}, "
@@ -373,7 +377,7 @@ def _serve_nobody(channel: Channel, family_id: int, family: Family, scheduler: s
     Raises:
         OSError: the kernel refuses; ENOENT: it has no such scheduler.
     """
-    virtual = Virtual(Protocol.TCP, _PROBE_ADDRESS[family], _PROBE_PORT)
+    virtual = Virtual(Protocol.TCP, NOBODY[family], _PROBE_PORT)
     remove = del_service(family_id, virtual)
     # First what a killed predecessor may have left.
     refused = channel.batch([remove, new_service(family_id, virtual, VirtualConfig(scheduler))])[1]
@@ -461,7 +465,7 @@ def apply_timeouts(
             kind, flags, body = set_config(family_id, all_of_it)
             channel.request(kind, flags | ACK, body)
     except OSError as error:
-        log.warning("IPVS timeouts not set", reason=_reason(error))
+        log.warning("IPVS timeouts not set", reason=why(error))
         return False
     log.info("IPVS timeouts set", seconds=str(all_of_it))
     return True
@@ -497,7 +501,7 @@ def ensure_device(connect: Connect = Netlink) -> bool:
                 return True
     except OSError as error:
         raise HostError(
-            f"creating device {DEVICE}: {_reason(error)}; it needs NET_ADMIN and module dummy"
+            f"creating device {DEVICE}: {why(error)}; it needs NET_ADMIN and module dummy"
         ) from error
     _must_be_dummy(device)
     return False
@@ -519,7 +523,7 @@ def delete_device(connect: Connect = Netlink) -> bool:
             if refused not in (0, errno.ENODEV):
                 raise OSError(refused, os.strerror(refused))
     except OSError as error:
-        raise HostError(f"deleting device {DEVICE}: {_reason(error)}") from error
+        raise HostError(f"deleting device {DEVICE}: {why(error)}") from error
     return True
 
 
@@ -570,7 +574,7 @@ def _link_message(*attrs: tuple[str, object]) -> bytes:
     message = ifinfmsg()
     message["attrs"] = list(attrs)
     message.encode()
-    return bytes(message.data[_NETLINK_HEADER_BYTES:])
+    return bytes(message.data[HEADER_BYTES:])
 
 
 def _named(name: str) -> bytes:
@@ -584,7 +588,3 @@ def _module_of_type(name: str) -> str:
     """``hash:ip,port`` is in ip_set_hash_ipport."""
     method, _, parts = name.partition(":")
     return f"ip_set_{method}_{parts.replace(',', '')}"
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

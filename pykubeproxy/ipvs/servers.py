@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import structlog
@@ -47,6 +46,9 @@ ATTEMPTS = 3
 """A request, then the other verb (new or set), then another scheduler."""
 RETRY_SECONDS = 5.0
 """How long to leave a kernel alone that cannot be read."""
+
+
+Item = tuple[ServiceKey, Key]
 
 
 class Step(Struct):
@@ -257,7 +259,7 @@ class Servers:
             return Unknown("the kernel's IPVS module was unloaded")
         notes = tuple(dict.fromkeys(self._notes(steps)))
         applied = Applied(len(sent), sum(len(body) for _, _, body in sent), len(sent), notes)
-        landed = _without(transaction, failed) if failed else transaction
+        landed = transaction.without(_not_done(transaction, failed)) if failed else transaction
         for change in landed.changes:
             self._note(change)
         if not failed:
@@ -439,26 +441,11 @@ def _is_done(step: Step, error: int) -> bool:
     return error == 0 or (not step.put and error in (errno.ENOENT, errno.ESRCH))
 
 
-def _without(
-    transaction: Transaction[Key, Value], failed: Iterable[Step]
-) -> Transaction[Key, Value]:
-    lost: dict[ServiceKey, set[Key]] = defaultdict(set)
-    for step in failed:
-        lost[step.owner].add(step.key)
-    changes = []
+def _not_done(transaction: Transaction[Key, Value], failed: Iterable[Step]) -> set[Item]:
+    """What *failed* stands for; real servers of a virtual server that did not go stay as well."""
+    found: set[Item] = {(step.owner, step.key) for step in failed}
     for change in transaction.changes:
-        missing = lost.get(change.owner)
-        if missing:
-            # The real servers of a virtual server that did not go are still there, too.
-            change = Change(
-                change.owner,
-                {k: v for k, v in change.put.items() if k not in missing},
-                {k: v for k, v in change.drop.items() if not _is_of(k, missing)},
-                change.old,
-            )
-        changes.append(change)
-    return Transaction(transaction.scope, tuple(changes))
-
-
-def _is_of(key: Key, missing: set[Key]) -> bool:
-    return key in missing or (isinstance(key, Real) and key.virtual in missing)
+        for key in change.drop:
+            if isinstance(key, Real) and (change.owner, key.virtual) in found:
+                found.add((change.owner, key))
+    return found

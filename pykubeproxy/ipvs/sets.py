@@ -28,7 +28,7 @@ from pykubeproxy.ipvs.names import SETS, set_name
 from pykubeproxy.ipvs.objects import IPSet, Key, Present, SetEntry, SetType, Value
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.sync.outcome import Applied, Change, Outcome, Partly, Transaction, Unknown
+from pykubeproxy.sync.outcome import Applied, Outcome, Partly, Transaction, Unknown
 
 __all__ = ["Sets", "SetsObservation"]
 
@@ -168,7 +168,7 @@ class Sets:
         except OSError as error:
             return Unknown(f"writing ipsets: {_reason(error)}")
         applied = Applied(sent, size, sent)
-        landed = _without(transaction, failed) if failed else transaction
+        landed = transaction.without(failed) if failed else transaction
         self._count(landed)
         return Partly(landed, refused, applied) if refused else applied
 
@@ -222,23 +222,6 @@ def _jobs(
 def _entries_job(name: str, items: Sequence[Item], adds: bool) -> Job:
     encode = add_entries if adds else del_entries
     return Job(encode(name, [key.entry for _, key in items]), adds, name, items)
-
-
-def _without(
-    transaction: Transaction[Key, Value], failed: set[tuple[ServiceKey, Key]]
-) -> Transaction[Key, Value]:
-    return Transaction(
-        transaction.scope,
-        tuple(
-            Change(
-                change.owner,
-                {k: v for k, v in change.put.items() if (change.owner, k) not in failed},
-                {k: v for k, v in change.drop.items() if (change.owner, k) not in failed},
-                change.old,
-            )
-            for change in transaction.changes
-        ),
-    )
 
 
 def _reason(error: Exception, set_type: str = "") -> str:

@@ -22,9 +22,18 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 import structlog
 from msgspec import Struct
 
-from pykubeproxy.host.netlink import CREATE, EXCL, ROUTE, Netlink, Request, attribute, attributes
+from pykubeproxy.host.netlink import (
+    CREATE,
+    EXCL,
+    HEADER_BYTES,
+    ROUTE,
+    Netlink,
+    Request,
+    attribute,
+    attributes,
+)
 from pykubeproxy.ipvs.messages import del_address, new_address
-from pykubeproxy.ipvs.node import Channel, Connect, find_device
+from pykubeproxy.ipvs.node import NOBODY, Channel, Connect, find_device
 from pykubeproxy.model.addresses import family_of
 from pykubeproxy.model.kinds import Family
 
@@ -38,7 +47,6 @@ _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _DST, _OIF, _PRIORITY, _PREFSRC = 1, 4, 6, 7
 _LOCAL_TABLE, _HOST_SCOPE, _LOCAL = 255, 254, 2
-_HEADER_BYTES = 16  # of netlink, before the body of a dumped message
 _AF = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
 _FAMILY: dict[int, Family] = {af: family for family, af in _AF.items()}
 _BITS = {Family.IPV4: 32, Family.IPV6: 128}
@@ -48,9 +56,6 @@ _OURS = 110
 _LOOPBACK = 1
 """Interface index of lo, the first of every network namespace."""
 _NEXT_BEST = attribute(_PRIORITY, struct.pack("=I", 1))
-
-_SOMEWHERE = {Family.IPV4: "198.51.100.0", Family.IPV6: "2001:db8::"}
-"""For documentation only (RFC 5737, RFC 3849), so it is by the default route, if by any."""
 
 
 class _Route(Struct, frozen=True):
@@ -111,7 +116,7 @@ def give_back(connect: Connect = Netlink) -> None:
 def _usual_source(channel: Channel, family: Family) -> str | None:
     """The source toward the default route; ``None`` if there is none."""
     try:
-        reply = channel.request(_GETROUTE, 0, _rtmsg(family, _SOMEWHERE[family], 0, 0))
+        reply = channel.request(_GETROUTE, 0, _rtmsg(family, NOBODY[family], 0, 0))
     except OSError as error:
         log.info("no default route to take a source from", family=family, reason=str(error))
         return None
@@ -152,7 +157,7 @@ def _routes(channel: Channel) -> list[_Route]:
     found = []
     # All tables: to choose one takes a socket option that changes what other dumps mean.
     for data, start, end in channel.dump(_GETROUTE, bytes(_RTMSG.size)):
-        start += _HEADER_BYTES
+        start += HEADER_BYTES
         af, _, _, _, table, protocol, *_ = _RTMSG.unpack_from(data, start)
         if af in _FAMILY and (table, protocol) == (_LOCAL_TABLE, _OURS):
             for kind, first, last in attributes(data, start + _RTMSG.size, end):

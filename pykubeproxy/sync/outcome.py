@@ -6,7 +6,7 @@ Keys and values are the backend's own; the core only compares them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
@@ -79,6 +79,21 @@ class Transaction(Struct, Generic[K, V], frozen=True):
 
     def only(self, owners: frozenset[ServiceKey]) -> Transaction[K, V]:
         return Transaction(self.scope, tuple(c for c in self.changes if c.owner in owners))
+
+    def without(self, failed: Set[tuple[ServiceKey, K]]) -> Transaction[K, V]:
+        """What is left when these objects of these owners were not committed."""
+        return Transaction(
+            self.scope,
+            tuple(
+                Change(
+                    c.owner,
+                    {k: v for k, v in c.put.items() if (c.owner, k) not in failed},
+                    {k: v for k, v in c.drop.items() if (c.owner, k) not in failed},
+                    c.old,
+                )
+                for c in self.changes
+            ),
+        )
 
 
 class Applied(Struct, frozen=True):
