@@ -105,7 +105,11 @@ class RunningDaemon:
                 env=self._environment,
             )
         before = self.synced()
-        eventually(lambda: self.synced() > before or self._ended(), "a first sync", 30)
+        try:
+            eventually(lambda: self.synced() > before or self._ended(), "a first sync", 30)
+        except AssertionError as error:
+            error.add_note(self.text())
+            raise
         assert not self._ended(), self.text()
 
     def stop(self) -> int:

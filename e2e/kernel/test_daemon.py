@@ -20,17 +20,6 @@ WEB = "10.96.0.10"
 POD = {"p1": "10.244.0.11", "p2": "10.244.0.12", "p3": "10.244.0.13"}
 
 
-@pytest.fixture(params=["nft", "legacy"])
-def variant(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
-
-
 @pytest.fixture
 def daemon(lab: Lab, variant: str, tmp_path: Path) -> Iterator[RunningDaemon]:
     """Not started yet."""

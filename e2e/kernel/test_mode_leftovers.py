@@ -75,17 +75,6 @@ COMMIT
 """
 
 
-@pytest.fixture(params=["nft", "legacy"])
-def variant(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
-
-
 @pytest.fixture
 def daemon(lab: Lab, variant: str, tmp_path: Path) -> Iterator[RunningDaemon]:
     """Not started yet, on a node where kube-proxy ran in ipvs mode."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-
-import pytest
 
 from e2e.kernel.ipvs.ipvs_node import Customers, IpvsDaemon, Visit, app, at, connection
 from e2e.kernel.ipvs.kube_proxy import EXCLUDED, NODE_PORT, OTHERS, WEB, leave_as_kube_proxy
@@ -15,12 +12,6 @@ from e2e.kernel.running import eventually
 from e2e.lab import Lab
 
 OF_IPTABLES = re.compile(r"KUBE-(SVC|SEP|EXT|FW|SVL|NODEPORTS|EXTERNAL-SERVICES|PROXY-CANARY)\b")
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
 
 
 def write_services(daemon: IpvsDaemon) -> None:

@@ -34,12 +34,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IpvsDaemon]:
             yield daemon
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
-
-
 def everything(version: int) -> list[WireObject]:
     """Services that use every set, in one IP version."""
     prefix = {4: "10.96.0.4", 6: "fd00:96::4"}[version]
