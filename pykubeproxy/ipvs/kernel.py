@@ -15,7 +15,8 @@ import structlog
 from pykubeproxy.errors import HostError
 from pykubeproxy.host.netlink import Netlink
 from pykubeproxy.iptables import objects as xtables
-from pykubeproxy.iptables.kernel import XtablesDataplane, XtablesObservation
+from pykubeproxy.iptables.kernel import XtablesDataplane
+from pykubeproxy.iptables.observation import XtablesObservation
 from pykubeproxy.ipvs.bound import BoundAddresses, BoundObservation
 from pykubeproxy.ipvs.objects import BoundAddress, IPSet, Key, Real, SetEntry, Value, Virtual
 from pykubeproxy.ipvs.render import ADDRESSES, SERVERS, SETS, plan, rules_in
