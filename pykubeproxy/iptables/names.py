@@ -14,6 +14,7 @@ __all__ = [
     "EXTERNAL_SERVICES",
     "FIREWALL",
     "FORWARD",
+    "INDEX_PREFIX",
     "IPVS_CHAINS",
     "IPVS_FILTER",
     "IPVS_OUT_FILTER",
@@ -27,6 +28,8 @@ __all__ = [
     "SERVICE_CHAIN_PREFIXES",
     "SOURCE_RANGES_FIREWALL",
     "endpoint_hash",
+    "index_chain",
+    "index_depth",
     "is_service_chain",
     "port_hash",
 ]
@@ -71,6 +74,23 @@ KUBE-FIREWALL, KUBE-MARK-DROP, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT.
 """
 
 SERVICE_CHAIN_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-")
+
+
+INDEX_PREFIX = "KUBE-SVC-IDX"
+"""Chains of an index begin as those of a Service do, so that kube-proxy removes them too when it
+takes the node back: one it did not know would keep it from removing the chains below."""
+
+
+def index_chain(what: str, depth: int) -> str:
+    """Name the chain of an index for *what*, unique in its table, that is so many bits deep."""
+    return f"{INDEX_PREFIX}{depth:03d}-{_short_hash(what)[:12]}"
+
+
+def index_depth(name: str) -> int | None:
+    """Return the depth of an index chain; ``None`` if *name* is no such chain."""
+    if not name.startswith(INDEX_PREFIX) or name[15:16] != "-":
+        return None
+    return int(name[12:15])
 
 
 def is_service_chain(name: str) -> bool:
