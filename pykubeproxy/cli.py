@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from pykubeproxy import __version__, logs
+from pykubeproxy import __version__
 from pykubeproxy.config import Command, Config, build, load_file
 from pykubeproxy.errors import ConfigError, HostError
 from pykubeproxy.flags import FLAGS, parse, usage
@@ -31,13 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.command is Command.VERSION:
             sys.stdout.write(f"pykubeproxy {__version__}\n")
             return 0
-        logs.configure(config.log_format, config.verbosity)
         # Late, so that --version, --help and wrong flags answer without loading the daemon.
-        from pykubeproxy import daemon
+        from pykubeproxy import logs
 
-        if config.command is Command.CLEANUP:
-            return daemon.cleanup(config)
-        return daemon.run(config)
+        logs.configure(config.log_format, config.verbosity)
+        return _clean_up(config) if config.command is Command.CLEANUP else _serve(config)
     except (ConfigError, HostError) as error:
         sys.stderr.write(f"pykubeproxy: {error}\n")
         return 1
@@ -67,6 +65,23 @@ def configure(argv: Sequence[str]) -> Config | None:
         return config
     notice = f"ignored because --config is given: {', '.join(ignored)}; set them in {path}"
     return structs.replace(config, notices=(notice, *config.notices))
+
+
+def _clean_up(config: Config) -> int:
+    from pykubeproxy import daemon
+
+    return daemon.cleanup(config)
+
+
+def _serve(config: Config) -> int:
+    from pykubeproxy.supply import Supply
+
+    supply = Supply(config)
+    supply.start()
+    # After it: the lists are under way while this is loaded.
+    from pykubeproxy import daemon
+
+    return daemon.run(config, supply)
 
 
 def _is_set(given: dict[str, Given], name: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import signal
 import socket
 import threading
@@ -25,7 +24,11 @@ import structlog
 from pykubeproxy import __version__
 from pykubeproxy.backend import Backend, Surroundings
 from pykubeproxy.config import Config
-from pykubeproxy.errors import ConfigError, Unsupported
+from pykubeproxy.errors import Unsupported
+from pykubeproxy.host.beside import Beside
+from pykubeproxy.host.identity import namespace_identity
+from pykubeproxy.host.nftables import Generations
+from pykubeproxy.host.state import StateDirectory
 from pykubeproxy.iptables import backend as iptables
 from pykubeproxy.iptables.node import (
     available_tools,
@@ -35,56 +38,61 @@ from pykubeproxy.iptables.node import (
     remove_nftables_leftovers,
 )
 from pykubeproxy.iptables.tools import Tools
-from pykubeproxy.ipvs import backend as ipvs
-from pykubeproxy.ipvs import leftovers as ipvs_leftovers
-from pykubeproxy.ipvs.node import explain, find_problems
 from pykubeproxy.loop import Suspicions, SyncLoop
 from pykubeproxy.metrics import Metrics
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
-from pykubeproxy.model.objects import Kind, ServiceKey
+from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.reactions import FlowCleaner, Reactions
 from pykubeproxy.serve.health import HealthServer
 from pykubeproxy.serve.service_health import ServiceHealth
 from pykubeproxy.serve.status import Status
-from pykubeproxy.watch.events import EventRecorder, Happening
+from pykubeproxy.supply import Supply
+from pykubeproxy.watch.events import Happening
 from pykubeproxy.watch.mailbox import Mailbox
-from pykubeproxy.watch.source import Source
 
-__all__ = ["cleanup", "node_name", "run"]
+__all__ = ["cleanup", "run"]
 
 log = structlog.get_logger(__name__)
-
-WATCHED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
-"""ServiceCIDRs matter to neither mode."""
 
 RECHECK_SECONDS = 1.0
 """How long after ipvs mode was found impossible it is looked at again."""
 
+
+def _build_ipvs(around: Surroundings) -> Backend:
+    # Late, as all of ipvs here: a fifth of our own code, which iptables mode needs only to clean
+    # up, after the first sync.
+    from pykubeproxy.ipvs import backend
+
+    return backend.build(around)
+
+
 BACKENDS: Mapping[str, Callable[[Surroundings], Backend]] = {
     "iptables": iptables.build,
-    "ipvs": ipvs.build,
+    "ipvs": _build_ipvs,
 }
 
 
-def run(config: Config) -> int:
+def run(config: Config, supply: Supply) -> int:
     """Serve until SIGTERM or SIGINT; rules stay in place. Returns the exit status.
+
+    *supply* has been started, and is stopped here.
 
     Raises:
         ConfigError, HostError: what is missing to start; nothing was written then.
     """
     stop = Event()
-    mailbox = Mailbox()
     with _EndRequests() as end, _watched_threads(end.ask) as deaths, ExitStack() as parts:
+        parts.callback(supply.stop)
         try:
-            loop = _build(config, stop, mailbox, parts)
+            loop = _build(config, supply, stop, parts)
         except _EndedEarly:
             log.info("stopped while starting; nothing was written")
             return 0
         end.interrupts = False
         sync = Thread(target=loop.run, name="sync", daemon=True)
         sync.start()
-        parts.callback(_end_sync, sync, stop, mailbox)
+        parts.callback(_end_sync, sync, stop, supply.mailbox)
         end.wait()
     log.info("stopped; rules stay in place")
     return 1 if deaths else 0
@@ -95,13 +103,18 @@ def cleanup(config: Config) -> int:
 
     Returns the exit status.
     """
+    from pykubeproxy.ipvs import leftovers
+
     removed, problems = clean_up()
     for table in remove_nftables_leftovers():
         removed[table] = 1
     # After the rules: the kernel keeps a set as long as a rule asks it.
-    servers = ipvs_leftovers.clean_up(config.ipvs.exclude_cidrs)
+    servers = leftovers.clean_up(config.ipvs.exclude_cidrs)
     removed.update(servers.removed)
     problems += servers.problems
+    state = _state(config)
+    if state is not None:
+        state.clear(iptables.is_state_file)
     for program, count in removed.items():
         log.info("removed", what=program, count=count)
     if not removed:
@@ -111,25 +124,15 @@ def cleanup(config: Config) -> int:
     return 1 if problems else 0
 
 
-def node_name(config: Config) -> str:
-    """The name of this node: as given, else the host's; lower case.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    name = (config.node_name or platform.node()).strip().lower()
-    if not name:
-        raise ConfigError("--hostname-override", "this host has no name; give the node's name")
-    return name
-
-
 # --- building ---
 
 
-def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> SyncLoop:
-    """Make and start everything but the sync thread; *parts* ends it in reverse order."""
-    name = node_name(config)
-    log.info("starting", version=__version__, mode=config.mode, node=name)
+def _build(config: Config, supply: Supply, stop: Event, parts: ExitStack) -> SyncLoop:
+    """Make and start everything but the sync thread; *parts* ends it in reverse order.
+
+    The programs that are asked here run while *supply* is still being opened.
+    """
+    log.info("starting", version=__version__, mode=config.mode, node=supply.node_name)
     for notice in config.notices:
         log.info("notice", text=notice)
     ask = remembering()
@@ -139,9 +142,17 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
     mode, why_not = _choose_mode(config, tools)
     metrics = Metrics()
     metrics.runs_in_mode(mode, config.mode)
-    source, record = _source(config, name, parts)
-    suspicions = Suspicions(mailbox)
-    around = Surroundings(config, tools, ask, metrics, suspicions, time.monotonic, stop)
+    opened = supply.wait()
+    suspicions = Suspicions(supply.mailbox)
+    beside = Beside()
+    place = namespace_identity()
+    around = Surroundings(
+        *(config, tools, ask, metrics, suspicions, time.monotonic, stop),
+        beside=beside.run,
+        generation=Generations().read,
+        state=_state(config) if place else None,
+        place=place or ("", ""),
+    )
     backend = BACKENDS[mode](around)
 
     status = Status(stale_after_seconds=2 * config.sync_period_seconds)
@@ -171,29 +182,32 @@ def _build(config: Config, stop: Event, mailbox: Mailbox, parts: ExitStack) -> S
         status,
         partial(_open_ports, health),
         cleaner,
-        record,
+        opened.record,
         partial(_settle_down, leftovers),
     )
     parts.callback(reactions.close)
     loop = SyncLoop(
         config,
-        name,
-        source.kinds,
-        mailbox,
+        supply.node_name,
+        opened.source.kinds,
+        supply.mailbox,
         backend.families,
         reactions,
         time.monotonic,
         stop,
         suspicions,
+        beside.run,
     )
     parts.callback(backend.close)
     backend.start(loop.addresses_changed)
-    source.start(mailbox)
-    parts.callback(source.stop)
-    record(Happening("Starting", "StartKubeProxy", warning=False))
+    opened.record(Happening("Starting", "StartKubeProxy", warning=False))
     if why_not:
-        record(Happening("IPVSUnavailable", "StartKubeProxy", why_not))
+        opened.record(Happening("IPVSUnavailable", "StartKubeProxy", why_not))
     return loop
+
+
+def _state(config: Config) -> StateDirectory | None:
+    return StateDirectory(Path(config.state_directory)) if config.state_directory else None
 
 
 def _choose_mode(config: Config, tools: Mapping[Family, Tools]) -> tuple[str, str]:
@@ -204,6 +218,8 @@ def _choose_mode(config: Config, tools: Mapping[Family, Tools]) -> tuple[str, st
     """
     if config.mode != "ipvs":
         return config.mode, ""
+    from pykubeproxy.ipvs.node import explain, find_problems
+
     problems = find_problems(config.ipvs.scheduler, tools)
     if problems:
         # It may have been chance, and a fallback takes down what served here until now.
@@ -218,27 +234,6 @@ def _choose_mode(config: Config, tools: Mapping[Family, Tools]) -> tuple[str, st
         raise Unsupported(why_not)
     log.error(why_not)
     return "iptables", why_not
-
-
-def _source(
-    config: Config, name: str, parts: ExitStack
-) -> tuple[Source, Callable[[Happening], None]]:
-    """The source of objects, and where Events about them go."""
-    # Late imports: the Kubernetes client takes half a second to load, and a manifest directory
-    # does not need it.
-    if config.manifests:
-        from pykubeproxy.watch.manifests import ManifestSource
-
-        return ManifestSource(Path(config.manifests), name), _log_only
-    from pykubeproxy.watch.client import ApiServer
-    from pykubeproxy.watch.reflector import KubernetesSource
-
-    client = ApiServer.from_flags(config.kubeconfig or None, config.master or None)
-    log.info("API server", url=client.server)
-    recorder = EventRecorder(client, name, platform.node())
-    recorder.start()
-    parts.callback(recorder.stop)
-    return KubernetesSource(client, name, WATCHED), recorder.record
 
 
 def _settle_down(leftovers: Thread) -> None:
@@ -256,17 +251,15 @@ def _remove_other_modes(mode: str, config: Config, stop: Event) -> None:
         log.info("rules of kube-proxy's nftables mode removed", what=table)
     if mode == "ipvs":
         return
-    removal = ipvs_leftovers.remove_leftovers(
+    from pykubeproxy.ipvs import leftovers
+
+    removal = leftovers.remove_leftovers(
         config.ipvs.exclude_cidrs, wait=stop.wait, clock=time.monotonic
     )
     for what, count in removal.removed.items():
         log.info("left by ipvs mode, removed", what=what, count=count)
     for problem in removal.problems:
         log.warning("left by ipvs mode, not removed", reason=problem)
-
-
-def _log_only(happening: Happening) -> None:
-    log.debug("event", reason=happening.reason, note=happening.note)
 
 
 def _open_ports(

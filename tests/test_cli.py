@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -25,23 +26,46 @@ def path(tmp_path):
     return str(path)
 
 
+class Supply:
+    """Stands in for the source of objects."""
+
+    def __init__(self, config):
+        self.config = config
+        self.started = False
+
+    def start(self):
+        self.started = True
+
+
 @pytest.fixture
 def daemon(monkeypatch):
     """Stands in for the daemon; remembers what it was called with."""
     called = []
     fake = SimpleNamespace(
         called=called,
-        run=lambda config: called.append(("run", config)) or 0,
+        run=lambda config, supply: called.append(("run", config, supply)) or 0,
         cleanup=lambda config: called.append(("cleanup", config)) or 0,
     )
     monkeypatch.setitem(sys.modules, "pykubeproxy.daemon", fake)
     monkeypatch.setattr("pykubeproxy.daemon", fake, raising=False)
+    monkeypatch.setattr("pykubeproxy.supply.Supply", Supply)
     return fake
 
 
 def test_the_version_is_printed(capsys):
     assert cli.main(["--version", "--proxy-mode=nonsense"]) == 0
     assert capsys.readouterr().out == f"pykubeproxy {__version__}\n"
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help", "--no-such-flag"])
+def test_what_needs_no_daemon_loads_none(flag):
+    code = (
+        "import sys; from pykubeproxy import cli; cli.main(sys.argv[1:]);"
+        "heavy = {'structlog', 'kubernetes', 'urllib3', 'prometheus_client'} & set(sys.modules);"
+        "print('loaded:', sorted(heavy))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True)
+    assert "loaded: []" == run.stdout.splitlines()[-1]
 
 
 def test_help_goes_to_standard_output(capsys):
@@ -56,10 +80,11 @@ def test_a_wrong_flag_ends_with_status_1_and_one_sentence(capsys):
     assert captured.out == ""
 
 
-def test_the_daemon_gets_the_configuration(daemon):
+def test_the_daemon_gets_the_configuration_and_a_source_that_is_being_opened(daemon):
     assert cli.main(["--hostname-override=Me"]) == 0
-    [(what, config)] = daemon.called
+    [(what, config, supply)] = daemon.called
     assert (what, config.node_name) == ("run", "me")
+    assert (config, True) == (supply.config, supply.started)
 
 
 def test_cleanup_calls_cleanup(daemon):
@@ -70,7 +95,7 @@ def test_cleanup_calls_cleanup(daemon):
 
 @pytest.mark.parametrize("error", [HostError, Unsupported])
 def test_what_the_node_lacks_is_told(daemon, capsys, error):
-    def run(_config):
+    def run(_config, _supply):
         raise error("no iptables; install it")
 
     daemon.run = run
@@ -79,7 +104,7 @@ def test_what_the_node_lacks_is_told(daemon, capsys, error):
 
 
 def test_a_bug_is_not_dressed_up(daemon):
-    daemon.run = lambda _config: 1 // 0
+    daemon.run = lambda _config, _supply: 1 // 0
     with pytest.raises(ZeroDivisionError):
         cli.main([])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import signal
 from contextlib import ExitStack
 from threading import Event
 
@@ -18,28 +18,10 @@ from pykubeproxy.iptables.variant import Variant, Verdict
 from pykubeproxy.ipvs.leftovers import Removal
 from pykubeproxy.ipvs.node import Problem
 from pykubeproxy.model.kinds import Family
-from pykubeproxy.watch.mailbox import Mailbox
+from pykubeproxy.supply import WATCHED, Opened, Supply
 
 TOOLS = {Family.IPV4: Tools(Family.IPV4, Variant.NFT)}
 NO_IPVS = Problem("the kernel has no IPVS", ("ip_vs", "ip_vs_rr"))
-
-
-@pytest.mark.parametrize(
-    ("given", "host", "expected"),
-    [
-        pytest.param("", "Host-1.example", "host-1.example", id="the host's name, lower case"),
-        pytest.param(" Node-7 ", "host", "node-7", id="as given, trimmed and lower case"),
-    ],
-)
-def test_the_name_of_the_node(monkeypatch, given, host, expected):
-    monkeypatch.setattr(platform, "node", lambda: host)
-    assert expected == daemon.node_name(Config(node_name=given))
-
-
-def test_a_host_without_a_name_needs_one(monkeypatch):
-    monkeypatch.setattr(platform, "node", lambda: "")
-    with pytest.raises(ConfigError, match="--hostname-override"):
-        daemon.node_name(Config())
 
 
 # --- cleaning up ---
@@ -54,7 +36,7 @@ class Cleaners:
         self.tables = []
         monkeypatch.setattr(daemon, "clean_up", self.remove_rules)
         monkeypatch.setattr(daemon, "remove_nftables_leftovers", lambda: self.tables)
-        monkeypatch.setattr(daemon.ipvs_leftovers, "clean_up", self.remove_servers)
+        monkeypatch.setattr("pykubeproxy.ipvs.leftovers.clean_up", self.remove_servers)
 
     def remove_rules(self):
         self.calls.append("rules")
@@ -82,25 +64,101 @@ def cleaners(monkeypatch):
 def test_the_exit_status_of_cleanup(cleaners, rules, servers, status):
     removed, problems = rules
     cleaners.rules, cleaners.servers = (Removed(removed), problems), Removal(*servers)
-    assert status == daemon.cleanup(Config())
+    assert status == daemon.cleanup(Config(state_directory=""))
 
 
 def test_cleanup_removes_rules_before_the_sets_that_they_ask(cleaners):
-    daemon.cleanup(Config(ipvs=IpvsConfig(exclude_cidrs=("192.0.2.0/24",))))
+    config = Config(state_directory="", ipvs=IpvsConfig(exclude_cidrs=("192.0.2.0/24",)))
+    daemon.cleanup(config)
     assert ["rules", ("servers", ("192.0.2.0/24",))] == cleaners.calls
+
+
+def test_cleanup_forgets_what_was_written(cleaners, tmp_path):
+    (tmp_path / "iptables-IPv4-nft-cookie-1").touch()
+    (tmp_path / "theirs").touch()
+    daemon.cleanup(Config(state_directory=str(tmp_path)))
+    assert ["theirs"] == [path.name for path in tmp_path.iterdir()]
 
 
 # --- starting ---
 
 
-def test_a_node_without_iptables_is_refused_before_anything_is_started(monkeypatch, tmp_path):
+class Source:
+    kinds = WATCHED
+
+    def start(self, mailbox):
+        pass
+
+    def stop(self):
+        pass
+
+
+class Recorder:
+    """Where Events would go."""
+
+    def __init__(self):
+        self.happened = []
+
+    def record(self, happening):
+        self.happened.append(happening)
+
+    def start(self):
+        pass
+
+    def stop(self):
+        pass
+
+
+def supplied(recorder=None, problem=None):
+    """A supply that has been started, with a source that says nothing, or with a *problem*."""
+
+    def open_source(_config, _name):
+        if problem:
+            raise problem
+        return Opened(Source(), recorder)
+
+    supply = Supply(Config(node_name="node"), open_source)
+    supply.start()
+    return supply
+
+
+def test_a_node_without_iptables_is_refused_before_anything_is_started(monkeypatch):
     def nothing_works(_override, _ask):
         raise Unsupported("no working iptables; install the iptables package")
 
     monkeypatch.setattr(daemon, "detect_variant", nothing_works)
     monkeypatch.setattr(daemon, "HealthServer", None)  # would fail if it were reached
     with pytest.raises(Unsupported, match="install"):
-        daemon.run(Config(manifests=str(tmp_path), node_name="node"))
+        daemon.run(Config(), supplied())
+
+
+def test_a_source_that_cannot_be_opened_is_told_before_anything_is_written(monkeypatch):
+    monkeypatch.setattr(daemon, "detect_variant", lambda *_: Verdict(Variant.NFT, "a test"))
+    monkeypatch.setattr(daemon, "available_tools", lambda *_: TOOLS)
+    monkeypatch.setattr(daemon, "BACKENDS", {})  # would fail if it were reached
+    with pytest.raises(ConfigError, match="no such file"):
+        daemon.run(Config(), supplied(problem=ConfigError("--kubeconfig", "no such file")))
+
+
+def test_a_signal_while_the_source_is_being_opened_ends_the_start(monkeypatch):
+    held = Event()
+
+    def open_source(_config, _name):
+        signal.raise_signal(signal.SIGTERM)  # taken by this thread, not by the one that waits
+        held.wait()
+        return Opened(Source())
+
+    supply = Supply(Config(node_name="node"), open_source)
+
+    def detect(_override, _ask):
+        supply.start()
+        return Verdict(Variant.NFT, "a test")
+
+    monkeypatch.setattr(daemon, "detect_variant", detect)
+    monkeypatch.setattr(daemon, "available_tools", lambda *_: TOOLS)
+    monkeypatch.setattr(daemon, "BACKENDS", {})  # would fail if it were reached
+    assert 0 == daemon.run(Config(), supply)
+    held.set()
 
 
 # --- the mode ---
@@ -121,7 +179,7 @@ def test_the_mode_that_runs(monkeypatch, mode, problems, expected):
         asked.append((scheduler, tools))
         return problems
 
-    monkeypatch.setattr(daemon, "find_problems", find_problems)
+    monkeypatch.setattr("pykubeproxy.ipvs.node.find_problems", find_problems)
     monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
     config = Config(mode=mode, ipvs=IpvsConfig(scheduler="wlc"))
     running, why_not = daemon._choose_mode(config, TOOLS)
@@ -138,27 +196,17 @@ def test_the_mode_that_runs(monkeypatch, mode, problems, expected):
 
 def test_what_is_only_refused_once_is_no_reason_to_fall_back(monkeypatch):
     found = [[NO_IPVS], []]
-    monkeypatch.setattr(daemon, "find_problems", lambda *_: found.pop(0))
+    monkeypatch.setattr("pykubeproxy.ipvs.node.find_problems", lambda *_: found.pop(0))
     monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
     assert ("ipvs", "") == daemon._choose_mode(Config(mode="ipvs"), TOOLS)
 
 
 def test_a_node_that_cannot_run_the_mode_ends_where_that_is_wanted(monkeypatch):
-    monkeypatch.setattr(daemon, "find_problems", lambda *_: [NO_IPVS])
+    monkeypatch.setattr("pykubeproxy.ipvs.node.find_problems", lambda *_: [NO_IPVS])
     monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
     config = Config(mode="ipvs", ipvs=IpvsConfig(falls_back=False))
     with pytest.raises(Unsupported, match=r"modprobe -a ip_vs .*--ipvs-fallback=fail"):
         daemon._choose_mode(config, TOOLS)
-
-
-class Source:
-    kinds = daemon.WATCHED
-
-    def start(self, mailbox):
-        pass
-
-    def stop(self):
-        pass
 
 
 @pytest.mark.parametrize(
@@ -166,7 +214,7 @@ class Source:
     [pytest.param([NO_IPVS], "iptables", id="fallback"), pytest.param([], "ipvs", id="none")],
 )
 def test_a_fallback_is_told_by_an_event_and_a_metric(monkeypatch, problems, running):
-    happened, built = [], []
+    recorder, built = Recorder(), []
 
     def backend(mode):
         def build(around):
@@ -177,17 +225,16 @@ def test_a_fallback_is_told_by_an_event_and_a_metric(monkeypatch, problems, runn
 
     monkeypatch.setattr(daemon, "detect_variant", lambda *_: Verdict(Variant.NFT, "a test"))
     monkeypatch.setattr(daemon, "available_tools", lambda *_: TOOLS)
-    monkeypatch.setattr(daemon, "find_problems", lambda *_: problems)
+    monkeypatch.setattr("pykubeproxy.ipvs.node.find_problems", lambda *_: problems)
     monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
     monkeypatch.setattr(daemon, "BACKENDS", {mode: backend(mode) for mode in daemon.BACKENDS})
-    monkeypatch.setattr(daemon, "_source", lambda *_: (Source(), happened.append))
     config = Config(mode="ipvs", healthz_address=None, metrics_address=("127.0.0.1", 0))
     with ExitStack() as parts:
-        daemon._build(config, Event(), Mailbox(), parts)
+        daemon._build(config, supplied(recorder), Event(), parts)
     ((mode, around),) = built
     assert running == mode
     labels = {"running": running, "configured": "ipvs"}
     assert 1 == around.metrics.registry.get_sample_value("pykubeproxy_proxy_mode", labels)
-    told = [h.note for h in happened if h.reason == "IPVSUnavailable"]
+    told = [h.note for h in recorder.happened if h.reason == "IPVSUnavailable"]
     assert len(problems) == len(told)
     assert all("the kernel has no IPVS" in note for note in told)

@@ -1,7 +1,7 @@
 """Requests to the API server: connections, headers, deadlines, and what its refusals mean.
 
-Connections come from the `kubernetes` client (its urllib3 pool), bodies bypass its models. What is
-listed when, and what follows a failure, is the reflector's business.
+Connections are urllib3's, set up by whoever read the credential. What is listed when, and what
+follows a failure, is the reflector's business.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from urllib.parse import urlencode
 
 import msgspec
 import urllib3
-from kubernetes.client import ApiClient
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from pykubeproxy.errors import ConfigError, WatchDenied, WatchError
-from pykubeproxy.watch.credentials import Credentials, loader_for
+from pykubeproxy.watch.credentials import Credentials
 from pykubeproxy.watch.failures import StreamCut, StreamSilent, error_for, explain
+from pykubeproxy.watch.login import loader_for
 from pykubeproxy.watch.resources import EVENTS, Resource
 from pykubeproxy.watch.wire import Status, decode_status
 
@@ -92,17 +92,18 @@ class ApiServer:
     def server(self) -> str:
         return self._credentials.server
 
-    def list(self, resource: Resource, query: Mapping[str, str]) -> bytes:
-        """Return the body of a list.
+    def list(self, resource: Resource, query: Mapping[str, str]) -> Iterator[bytes]:
+        """Ask for a list, and yield its body as it comes; returns when the server has answered.
 
         Raises:
-            WatchError: or one of its subclasses; its text names the server and what to do.
+            WatchError: or one of its subclasses, here or while the body is read; its text names
+                the server and what to do.
         """
         headers = {"Accept-Encoding": "gzip"}
         response = self._request(
             "list", resource, "GET", resource.path, query, headers, LIST_READ_SECONDS
         )
-        return self._body(response, f"list {resource.plural}")
+        return self._chunks(response, f"list {resource.plural}")
 
     def watch(
         self,
@@ -185,6 +186,15 @@ class ApiServer:
             code=response.status,
             retry_after=response.headers.get("Retry-After"),
         )
+
+    def _chunks(self, response: urllib3.BaseHTTPResponse, doing: str) -> Iterator[bytes]:
+        try:
+            yield from response.stream(_CHUNK_BYTES, decode_content=True)
+        except (HTTPError, ValueError) as error:
+            raise WatchError(explain(doing, self.server, error)) from error
+        finally:
+            # Read to its end, the connection is back in the pool by now, and this does nothing.
+            response.close()
 
     def _body(self, response: urllib3.BaseHTTPResponse, doing: str) -> bytes:
         try:
@@ -283,10 +293,8 @@ class _Sockets:
         return sock if isinstance(sock, socket.socket) else None
 
     def pool_for(self, credentials: Credentials) -> urllib3.PoolManager:
-        """The `kubernetes` client's pool, with our connections in it."""
-        credentials.configuration.socket_options = _KEEPALIVE
-        client = ApiClient(configuration=credentials.configuration)
-        pool: urllib3.PoolManager = client.rest_client.pool_manager
+        """The pool that belongs to *credentials*, with our connections in it."""
+        pool = credentials.make_pool(_KEEPALIVE)
         sockets = self
 
         class Plain(HTTPConnection):

@@ -55,7 +55,7 @@ class Api(Protocol):
     @property
     def server(self) -> str: ...
 
-    def list(self, resource: Resource, query: Mapping[str, str]) -> bytes: ...
+    def list(self, resource: Resource, query: Mapping[str, str]) -> Iterator[bytes]: ...
 
     def watch(
         self, resource: Resource, query: Mapping[str, str], read_seconds: float = ...
@@ -165,18 +165,19 @@ def initial_listing(
     where = f"streaming list of {target.resource.plural} on {api.server}"
     try:
         for line in lines:
-            match _line(api, target, line):
+            match _line(api, target, line, with_version=False):
                 case Changed(object=obj):
-                    objects[key_of(obj)] = obj
-                    malformed.pop(key_of(obj), None)
-                case Deleted(key=key):
-                    objects.pop(key, None)
+                    key = key_of(obj)
+                    objects[key] = obj
                     malformed.pop(key, None)
+                case Deleted(key=gone):
+                    objects.pop(gone, None)
+                    malformed.pop(gone, None)
                 case Malformed(key=None) as bad:
                     nameless.append(bad)
-                case Malformed(key=ObjectKey() as key) as bad:
-                    objects.pop(key, None)
-                    malformed[key] = bad
+                case Malformed(key=ObjectKey() as named) as bad:
+                    objects.pop(named, None)
+                    malformed[named] = bad
                 case Bookmark(ends_initial_events=True, resource_version=version):
                     bad_ones = (*malformed.values(), *nameless)
                     return Listing(tuple(objects.values()), bad_ones, version, "")
@@ -210,16 +211,15 @@ def events(
 
 
 def _page(api: Api, target: Target, query: dict[str, str]) -> Listing:
-    body = api.list(target.resource, query)
     try:
-        return decode_list(target.kind, body)
+        return decode_list(target.kind, api.list(target.resource, query))
     except BadWire as error:
         raise _not_an_api(f"list {target.resource.plural}", api, error) from error
 
 
-def _line(api: Api, target: Target, line: bytes) -> WatchLine:
+def _line(api: Api, target: Target, line: bytes, *, with_version: bool = True) -> WatchLine:
     try:
-        return decode_line(target.kind, line)
+        return decode_line(target.kind, line, with_version=with_version)
     except BadWire as error:
         raise _not_an_api(f"watch {target.resource.plural}", api, error) from error
 

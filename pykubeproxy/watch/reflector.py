@@ -63,7 +63,7 @@ class ClosableApi(Api, Protocol):
 
 
 class ReflectorState(Struct, frozen=True):
-    """How one reflector is doing, for metrics; a fresh value at each change.
+    """How one reflector is doing; a fresh value at each change, so that any thread may look.
 
     *last_contact_seconds* is on the reflector's clock (monotonic): when the server last answered or
     sent a line. *last_error* is empty while nothing is wrong.
@@ -313,12 +313,11 @@ class KubernetesSource:
         self._node_name = node_name
         self._rng = rng
         self._stopping = threading.Event()
-        self._reflectors: tuple[Reflector, ...] = ()
         self._threads: tuple[threading.Thread, ...] = ()
 
     def start(self, sink: Sink) -> None:
         """Begin delivering to *sink*, on one thread per kind; returns at once."""
-        self._reflectors = tuple(
+        reflectors = [
             Reflector(
                 self._client,
                 Target(kind, RESOURCES[kind], selectors(kind, self._node_name)),
@@ -327,10 +326,10 @@ class KubernetesSource:
                 rng=self._rng,
             )
             for kind in sorted(self.kinds)
-        )
+        ]
         self._threads = tuple(
             threading.Thread(target=one.run, name=f"reflector-{one.state.kind}", daemon=True)
-            for one in self._reflectors
+            for one in reflectors
         )
         for thread in self._threads:
             thread.start()
@@ -341,7 +340,3 @@ class KubernetesSource:
         self._client.close()
         for thread in self._threads:
             thread.join()
-
-    def states(self) -> tuple[ReflectorState, ...]:
-        """How each reflector is doing, by kind; empty before `start`. Callable from any thread."""
-        return tuple(one.state for one in self._reflectors)

@@ -12,7 +12,8 @@ and KEP-3157 for the bookmark that ends a streaming list.
 from __future__ import annotations
 
 import re
-from typing import Any, assert_never
+from collections.abc import Iterable
+from typing import Any, Literal, assert_never
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -50,6 +51,11 @@ _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._]{0,252}")
 PROTOCOLS = frozenset({None, "", "TCP", "UDP", "SCTP"})  # absent and empty mean TCP
 MAX_PORT = 65535
 NAMESPACED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE})
+PIECE_BYTES = 256 * 1024
+"""How much of a list is gathered before it is decoded. Larger ones are not faster."""
+# How Go writes a list: the items last, and each begins with its metadata.
+_ITEMS = b'"items":['
+_NEXT_ITEM = b'},{"metadata":{'
 
 
 class BadWire(ValueError):
@@ -191,6 +197,30 @@ class _Line(Struct, frozen=True):
     object: Raw
 
 
+class _IdentifiedLine(Struct, frozen=True):
+    object: _Identified
+
+
+class _ServiceLine(Struct, frozen=True):
+    type: Literal["ADDED", "MODIFIED"]
+    object: Service
+
+
+class _SliceLine(Struct, frozen=True):
+    type: Literal["ADDED", "MODIFIED"]
+    object: EndpointSlice
+
+
+class _NodeLine(Struct, frozen=True):
+    type: Literal["ADDED", "MODIFIED"]
+    object: Node
+
+
+class _CIDRLine(Struct, frozen=True):
+    type: Literal["ADDED", "MODIFIED"]
+    object: ServiceCIDR
+
+
 _TYPES: dict[Kind, type[WireObject]] = {
     Kind.SERVICE: Service,
     Kind.ENDPOINT_SLICE: EndpointSlice,
@@ -206,8 +236,15 @@ _LISTS: dict[Kind, msgspec.json.Decoder[Any]] = {
     Kind.NODE: msgspec.json.Decoder(_NodeList),
     Kind.SERVICE_CIDR: msgspec.json.Decoder(_CIDRList),
 }
+_LINES: dict[Kind, msgspec.json.Decoder[Any]] = {
+    Kind.SERVICE: msgspec.json.Decoder(_ServiceLine),
+    Kind.ENDPOINT_SLICE: msgspec.json.Decoder(_SliceLine),
+    Kind.NODE: msgspec.json.Decoder(_NodeLine),
+    Kind.SERVICE_CIDR: msgspec.json.Decoder(_CIDRLine),
+}
 _RAW_LIST = msgspec.json.Decoder(_RawList)
 _LINE = msgspec.json.Decoder(_Line)
+_IDENTIFIED_LINE = msgspec.json.Decoder(_IdentifiedLine)
 _IDENTIFIED = msgspec.json.Decoder(_Identified)
 _BOOKMARK = msgspec.json.Decoder(_BookmarkObject)
 _STATUS = msgspec.json.Decoder(Status)
@@ -223,42 +260,66 @@ def key_of(obj: WireObject) -> ObjectKey:
     return ObjectKey(*obj.key)
 
 
-def decode_list(kind: Kind, body: bytes) -> Listing:
-    """Decode a page of a list.
+def decode_list(kind: Kind, body: Iterable[bytes]) -> Listing:
+    """Decode a page of a list while its *body* comes in.
 
-    The common case is one typed decode of the whole body; only a page with a malformed object is
-    read a second time, item by item.
+    Of the text no more is kept than `PIECE_BYTES` and what came last: a server without streaming
+    lists sends everything in one body.
 
     Raises:
         BadWire: *body* is cut off, not JSON, or not a list of *kind*.
     """
-    objects: tuple[WireObject, ...] = ()
-    malformed: tuple[Malformed, ...] = ()
-    try:
-        page = _LISTS[kind].decode(body)
-        objects = page.items or ()
-        # Checking all first keeps the common case free of building a second tuple.
-        if any(problem_with(item) for item in objects):
-            objects, malformed = _split(kind, _RAW_LIST.decode(body).items or ())
-    except msgspec.ValidationError:
+    objects: list[WireObject] = []
+    malformed: list[Malformed] = []
+    head, rest = b"", bytearray()
+    enough = PIECE_BYTES
+    for chunk in body:
+        rest += chunk
+        if len(rest) < enough:
+            continue
+        if not head:
+            head = _head_of(rest)
+            del rest[: len(head)]
+        # Whole items between the list's own beginning and an end are a list again. Were the cut
+        # in another place (a string, a nested array), the brackets would not match.
+        end = rest.rfind(_NEXT_ITEM) + 1 if head else 0
         try:
-            page = _RAW_LIST.decode(body)
-        except msgspec.MsgspecError as error:
-            raise BadWire(f"not a list of {kind} objects: {error}") from error
-        objects, malformed = _split(kind, page.items or ())
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadWire(f"a list of {kind} objects that is cut off or not JSON: {error}") from error
-    if page.kind != f"{kind}List":
-        raise BadWire(f"expected a {kind}List, got {page.kind or 'a document without kind'}")
-    return Listing(objects, malformed, page.metadata.resource_version, page.metadata.continue_token)
+            piece = _decode_page(kind, head + rest[:end] + b"]}") if end else None
+        except _NotJson:
+            piece = None
+        if piece is None:
+            enough = 2 * len(rest)  # at worst the whole body, in few tries
+            continue
+        objects += piece.objects
+        malformed += piece.malformed
+        del rest[: end + 1]
+        enough = PIECE_BYTES
+    last = _decode_page(kind, head + rest)
+    return Listing(
+        (*objects, *last.objects),
+        (*malformed, *last.malformed),
+        last.resource_version,
+        last.continue_token,
+    )
 
 
-def decode_line(kind: Kind, line: bytes) -> WatchLine:
+def decode_line(kind: Kind, line: bytes, *, with_version: bool = True) -> WatchLine:
     """Decode one line of a watch.
+
+    Without *with_version*, an object's ``resource_version`` stays empty, for a quarter less time:
+    what a listing takes its version from is the bookmark at its end.
 
     Raises:
         BadWire: the line is not a watch event at all; the stream cannot be trusted any more.
     """
+    # Nearly every line is a good object. It is read in one go; 10,000 slices of 5 endpoints take
+    # 0.15 s that way, and 0.25 s if the event, the object and its version are read one by one.
+    try:
+        obj: WireObject = _LINES[kind].decode(line).object
+        if problem_with(obj) is None:
+            return Changed(obj, _version_of(line) if with_version else "")
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass
     try:
         event = _LINE.decode(line)
         match event.type:
@@ -312,28 +373,33 @@ def problem_with(obj: WireObject) -> str | None:
 
 def _unprintable_name(service: Service) -> str | None:
     """Names go into rule comments: what could end a quotation or a line must not get there."""
-    names = {
-        "$.metadata.name": service.metadata.name,
-        "$.metadata.namespace": service.metadata.namespace,
-    }
+    metadata = service.metadata
+    if not _NAME.fullmatch(metadata.name):
+        return _no_name(metadata.name, "$.metadata.name")
+    if not _NAME.fullmatch(metadata.namespace):
+        return _no_name(metadata.namespace, "$.metadata.namespace")
     for index, port in enumerate(service.spec.ports or ()):
-        names[f"$.spec.ports[{index}].name"] = port.name or "unnamed"
-    for at, name in names.items():
-        if not _NAME.fullmatch(name):
-            return f"{name!r} is no name: letters, digits, '-', '.' and '_' only - at `{at}`"
+        if port.name and not _NAME.fullmatch(port.name):
+            return _no_name(port.name, f"$.spec.ports[{index}].name")
     return None
+
+
+def _no_name(text: str, at: str) -> str:
+    return f"{text!r} is no name: letters, digits, '-', '.' and '_' only - at `{at}`"
 
 
 def _service_problem(service: Service) -> str | None:
     spec = service.spec
     for index, port in enumerate(spec.ports or ()):
-        at = f"$.spec.ports[{index}]"
+        at = "`$.spec.ports"
         if not 1 <= port.port <= MAX_PORT:
-            return f"port {port.port} is outside 1-{MAX_PORT} - at `{at}.port`"
+            return f"port {port.port} is outside 1-{MAX_PORT} - at {at}[{index}].port`"
         if port.protocol not in PROTOCOLS:
-            return f"unknown protocol {port.protocol!r} - at `{at}.protocol`"
+            return f"unknown protocol {port.protocol!r} - at {at}[{index}].protocol`"
         if port.node_port is not None and not 0 <= port.node_port <= MAX_PORT:
-            return f"node port {port.node_port} is outside 1-{MAX_PORT} - at `{at}.nodePort`"
+            return (
+                f"node port {port.node_port} is outside 1-{MAX_PORT} - at {at}[{index}].nodePort`"
+            )
     health = spec.health_check_node_port
     if health is not None and not 0 <= health <= MAX_PORT:
         return f"node port {health} is outside 1-{MAX_PORT} - at `$.spec.healthCheckNodePort`"
@@ -355,6 +421,48 @@ def _slice_problem(slice_: EndpointSlice) -> str | None:
         if port.protocol not in PROTOCOLS:
             return f"unknown protocol {port.protocol!r} - at `$.ports[{index}].protocol`"
     return None
+
+
+def _head_of(text: bytearray) -> bytes:
+    """The beginning of a list up to its first item; empty where the items do not come last."""
+    head = bytes(text[: text.find(_ITEMS) + len(_ITEMS)])
+    try:
+        return head if _RAW_LIST.decode(head + b"]}").kind else b""
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return b""
+
+
+class _NotJson(BadWire):
+    """Cut off, or no JSON at all."""
+
+
+def _decode_page(kind: Kind, document: bytes) -> Listing:
+    """Decode a complete list.
+
+    The common case is one typed decode of the whole; only a page with a malformed object is read
+    a second time, item by item.
+    """
+    objects: tuple[WireObject, ...] = ()
+    malformed: tuple[Malformed, ...] = ()
+    try:
+        page = _LISTS[kind].decode(document)
+        objects = page.items or ()
+        # Checking all first keeps the common case free of building a second tuple.
+        if any(problem_with(item) for item in objects):
+            objects, malformed = _split(kind, _RAW_LIST.decode(document).items or ())
+    except msgspec.ValidationError:
+        try:
+            page = _RAW_LIST.decode(document)
+        except msgspec.ValidationError as error:
+            raise BadWire(f"not a list of {kind} objects: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _NotJson(f"not a list of {kind} objects: {error}") from error
+        objects, malformed = _split(kind, page.items or ())
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _NotJson(f"a list of {kind} objects that is cut off or not JSON: {error}") from error
+    if page.kind != f"{kind}List":
+        raise BadWire(f"expected a {kind}List, got {page.kind or 'a document without kind'}")
+    return Listing(objects, malformed, page.metadata.resource_version, page.metadata.continue_token)
 
 
 def _split(
@@ -391,6 +499,13 @@ def _changed(kind: Kind, raw: Raw) -> Changed | Malformed:
     if isinstance(decoded, Malformed):
         return msgspec.structs.replace(decoded, resource_version=version)
     return Changed(decoded, version)
+
+
+def _version_of(line: bytes) -> str:
+    try:
+        return _IDENTIFIED_LINE.decode(line).object.metadata.resource_version
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
 
 
 def _name_of(kind: Kind, raw: Raw) -> ObjectKey | None:

@@ -26,6 +26,10 @@ SERVICES = RESOURCES[Kind.SERVICE]
 SLICES = RESOURCES[Kind.ENDPOINT_SLICE]
 
 
+def read(client: ApiServer) -> bytes:
+    return b"".join(client.list(SERVICES, {}))
+
+
 def put(fake: FakeApiServer, name: str) -> None:
     fake.store.put({"kind": "Service", **service(name)})
 
@@ -117,7 +121,7 @@ def test_the_first_read_deadline_is_given_with_the_request(
 def test_a_cut_list_is_an_error(fake: FakeApiServer, client: ApiServer) -> None:
     fake.answer_next(Answer(200, recordings.load("services-list").raw(), cut=3000))
     with pytest.raises(WatchError, match="list services on https"):
-        client.list(SERVICES, {})
+        read(client)
 
 
 # --- refusals ----------------------------------------------------------------------------------
@@ -134,7 +138,7 @@ def test_a_missing_right_is_spelled_out(fake: FakeApiServer, client: ApiServer) 
 def test_a_refused_credential_is_named(fake: FakeApiServer, client: ApiServer) -> None:
     fake.tokens.clear()
     with pytest.raises(WatchDenied, match="the token of user proxy"):
-        client.list(SERVICES, {})
+        read(client)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_error_answers_map_to_errors(
 ) -> None:
     fake.fail_next(1, code, "Reason", "because", headers, **more)
     with pytest.raises(expected, match="because") as caught:
-        client.list(SERVICES, {})
+        read(client)
     if isinstance(caught.value, WatchThrottled):
         assert caught.value.retry_after_seconds == 3
 
@@ -171,7 +175,7 @@ def test_recorded_refusals_are_told_in_their_own_words(
     recording = recordings.load(name)
     fake.answer_next(Answer(recording.status, recording.raw(), dict(recording.headers)))
     with pytest.raises(WatchError) as caught:
-        client.list(SERVICES, {})
+        read(client)
     body = recording.body
     expected = body["message"] if isinstance(body, dict) else body
     assert expected.strip().rstrip(".") in str(caught.value)
@@ -180,7 +184,7 @@ def test_recorded_refusals_are_told_in_their_own_words(
 def test_a_server_that_is_not_there(fake: FakeApiServer, client: ApiServer) -> None:
     fake.stop()
     with pytest.raises(WatchError, match="check that the API server runs"):
-        client.list(SERVICES, {})
+        read(client)
 
 
 def test_a_certificate_of_nobody_we_know(fake: FakeApiServer, tmp_path: Path) -> None:
@@ -188,7 +192,7 @@ def test_a_certificate_of_nobody_we_know(fake: FakeApiServer, tmp_path: Path) ->
     (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
     stranger = ApiServer.from_flags(str(path), None)
     with pytest.raises(WatchError, match="certificate-authority"):
-        stranger.list(SERVICES, {})
+        read(stranger)
 
 
 # --- rotation ----------------------------------------------------------------------------------
@@ -200,10 +204,10 @@ def test_a_rotated_token_file_is_presented_by_the_next_request(
     (tmp_path / "token").write_text("proxy-token\n")
     path = fake.write_kubeconfig(tmp_path, user={"tokenFile": "token"})
     client = ApiServer.from_flags(str(path), None)
-    client.list(SERVICES, {})
+    read(client)
     fake.tokens = {"fresh": "system:kube-proxy"}
     (tmp_path / "token").write_text("fresh\n")
-    client.list(SERVICES, {})
+    read(client)
     client.close()
     assert [request.headers["authorization"] for request in fake.requests] == [
         "Bearer proxy-token",
@@ -216,8 +220,8 @@ def test_a_replaced_kubeconfig_is_read_after_a_401(fake: FakeApiServer, tmp_path
     fake.tokens = {"fresh": "system:kube-proxy"}
     fake.write_kubeconfig(tmp_path, user={"token": "fresh"})
     with pytest.raises(WatchDenied):
-        client.list(SERVICES, {})
-    client.list(SERVICES, {})
+        read(client)
+    read(client)
     client.close()
 
 
@@ -230,14 +234,14 @@ def test_a_kubeconfig_that_broke_since_is_an_error_of_the_request(
     path.write_text("[")
     for _ in range(2):
         with pytest.raises(WatchDenied):
-            client.list(SERVICES, {})
+            read(client)
     client.close()
 
 
 def test_master_overrides_the_server_of_the_kubeconfig(fake: FakeApiServer, tmp_path: Path) -> None:
     path = fake.write_kubeconfig(tmp_path, cluster={"server": "https://nowhere.test"})
     client = ApiServer.from_flags(str(path), fake.url)
-    client.list(SERVICES, {})
+    read(client)
     client.close()
 
 
@@ -271,7 +275,7 @@ def test_close_ends_requests_that_wait_for_an_answer(
 
     def ask() -> None:
         try:
-            client.list(SERVICES, {})
+            read(client)
         except WatchError as error:
             errors.append(error)
 
@@ -286,4 +290,4 @@ def test_close_ends_requests_that_wait_for_an_answer(
 def test_requests_after_close_fail(client: ApiServer) -> None:
     client.close()
     with pytest.raises(WatchError):
-        client.list(SERVICES, {})
+        read(client)

@@ -60,12 +60,11 @@ def test_all_kinds_are_listed_and_followed(fake: FakeApiServer, running: Start) 
     put(fake, "a")
     fake.store.put({"kind": "Node", "metadata": {"name": "node-0"}})
     fake.store.put({"kind": "Node", "metadata": {"name": "node-1"}})
-    source, sink = running(*Kind)
+    _, sink = running(*Kind)
     sink.wait_until(lambda: all(sink.listings(kind) for kind in Kind))
     assert {"node-0"} == sink.names(Kind.NODE)
     put(fake, "b")
     sink.wait_until(lambda: {"a", "b"} == sink.names())
-    assert "Service" in {str(state.kind) for state in source.states() if state.synced}
 
 
 def test_a_service_that_gets_another_proxy_goes(fake: FakeApiServer, running: Start) -> None:
@@ -160,11 +159,10 @@ def test_refusals_are_survived(
 ) -> None:
     put(fake, "a")
     fake.fail_next(2, code, reason, **more)
-    source, sink = running()
+    _, sink = running()
     fake.wait_for_watches(1)
-    put(fake, "b")  # delivered after the listing has been booked
+    put(fake, "b")
     sink.wait_until(lambda: {"a", "b"} == sink.names())
-    assert source.states()[0].consecutive_failures == 0
 
 
 def test_stop_ends_a_quiet_watch_at_once(fake: FakeApiServer, running: Start) -> None:

@@ -1,0 +1,95 @@
+"""Credentials come from where kube-proxy takes them, and are read again when they rotate."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pykubeproxy.errors import ConfigError, WatchDenied
+from pykubeproxy.watch.client import ApiServer
+from pykubeproxy.watch.login import loader_for
+
+pytestmark = pytest.mark.timeout(30)
+
+EXEC = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "false"}}
+
+
+def kubeconfig(directory: Path, user: object) -> Path:
+    content = {
+        "current-context": "one",
+        "clusters": [{"name": "c", "cluster": {"server": "https://one.test"}}],
+        "users": [{"name": "me", "user": user}],
+        "contexts": [{"name": "one", "context": {"cluster": "c", "user": "me"}}],
+    }
+    path = directory / "config"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("master", "server"),
+    [
+        pytest.param(None, "https://one.test", id="the kubeconfig's own"),
+        pytest.param("https://api.test:6443", "https://api.test:6443", id="master"),
+        pytest.param("10.0.0.1:8080", "http://10.0.0.1:8080", id="a bare address"),
+    ],
+)
+def test_a_kubeconfig_is_taken_and_master_replaces_its_server(
+    tmp_path: Path, master: str | None, server: str
+) -> None:
+    credentials = loader_for(str(kubeconfig(tmp_path, {"token": "mine"})), master)()
+    assert (server, "Bearer mine") == (credentials.server, credentials.authorization())
+
+
+def test_a_bare_master_needs_no_credential() -> None:
+    credentials = loader_for(None, "10.0.0.1:8080")()
+    assert ("http://10.0.0.1:8080", None) == (credentials.server, credentials.authorization())
+
+
+def test_without_both_a_pod_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigError, match="--kubeconfig"):
+        loader_for(None, None)()
+
+
+def test_what_is_not_plain_is_read_by_the_package(tmp_path: Path) -> None:
+    credentials = loader_for(str(kubeconfig(tmp_path, EXEC)), None)()
+    with pytest.raises(WatchDenied, match="the exec plugin false"):
+        credentials.authorization()
+
+
+def test_a_missing_kubeconfig_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        loader_for(str(tmp_path / "none"), None)()
+
+
+def test_a_kubeconfig_that_broke_since_denies_on_reload(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path, {"token": "mine"})
+    server = ApiServer(loader_for(str(path), None))
+    path.write_bytes(b"\xff\xfe\x00")
+    server._suspect(server._credentials)  # as after a 401
+    with pytest.raises(WatchDenied, match="cannot be loaded again"):
+        server._current()
+
+
+@pytest.mark.parametrize(
+    ("user", "loaded"),
+    [pytest.param({"token": "t"}, False, id="plain"), pytest.param(EXEC, True, id="plugin")],
+)
+def test_the_package_is_loaded_only_where_it_is_needed(
+    tmp_path: Path, user: object, loaded: bool
+) -> None:
+    code = (
+        "import sys; from pykubeproxy.watch.client import ApiServer;"
+        f"ApiServer.from_flags({str(kubeconfig(tmp_path, user))!r}, None);"
+        "print('kubernetes' in sys.modules)"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert str(loaded) == said.stdout.strip()
