@@ -2,11 +2,14 @@
 
 The sync code calls methods of `Metrics` and knows nothing of Prometheus. Names, labels and buckets
 that kube-proxy has are kept, so existing dashboards and alerts work; see its pkg/proxy/metrics.
+
+Ours begin with ``pykubeproxy_``. Those of the work of a pass count what was visited, compiled and
+written, which follows what changed and not how many Services there are; a scrape counts nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -21,6 +24,8 @@ __all__ = ["Metrics"]
 _BUCKETS = tuple(0.001 * 2**power for power in range(15))
 _FAMILY = ["ip_family"]
 _TABLES = frozenset({"filter", "nat", "mangle"})
+_COUNTED_TABLES = ("filter", "nat")
+"""Those of which kube-proxy tells rules."""
 
 
 class Metrics:
@@ -38,6 +43,11 @@ class Metrics:
         self._last_queued = self._gauge(
             "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
             "The last time a sync of proxy rules was queued",
+        )
+        self._iptables_total = self._gauge(
+            "kubeproxy_sync_proxy_rules_iptables_total",
+            "Total number of iptables rules owned by kube-proxy",
+            ["table", "ip_family"],
         )
         self._iptables_last = self._gauge(
             "kubeproxy_sync_proxy_rules_iptables_last",
@@ -93,8 +103,53 @@ class Metrics:
         self._repairs = self._counter(
             "pykubeproxy_repairs", "Rules found missing or changed by others, and written again"
         )
+        self._services_decided = self._counter(
+            "pykubeproxy_services_decided", "Services that a sync decided about"
+        )
+        self._routes_compiled = self._counter(
+            "pykubeproxy_routes_compiled", "Service ports that a sync made kernel objects of"
+        )
+        self._objects_compiled = self._counter(
+            "pykubeproxy_objects_compiled",
+            "Kernel objects made of them, to compare and not to write",
+        )
+        self._objects_written = self._counter(
+            "pykubeproxy_objects_written",
+            "Kernel objects written because they differed, by kind (a chain, a virtual server)",
+            ["kind", "ip_family"],
+        )
+        self._objects_removed = self._counter(
+            "pykubeproxy_objects_removed", "Kernel objects removed, by kind", ["kind", "ip_family"]
+        )
+        self._chains_written = self._counter(
+            "pykubeproxy_chains_written", "iptables chains made, or emptied to be filled or removed"
+        )
         self._rules_written = self._counter(
             "pykubeproxy_rules_written", "Rules written to the kernel"
+        )
+        self._lines_sent = self._counter(
+            "pykubeproxy_sent_lines", "Lines given to iptables-restore that it committed"
+        )
+        self._bytes_sent = self._counter(
+            "pykubeproxy_sent_bytes",
+            "Bytes given to iptables-restore or sent by netlink that changed something",
+            ["scope", "ip_family"],
+        )
+        self._read_backs = self._counter(
+            "pykubeproxy_read_backs", "Syncs that read back all that the kernel holds"
+        )
+        self._last_services = self._gauge(
+            "pykubeproxy_last_sync_services", "Services that the last sync decided about"
+        )
+        self._last_objects = self._gauge(
+            "pykubeproxy_last_sync_objects", "Kernel objects that the last sync wrote or removed"
+        )
+        self._last_transactions = self._gauge(
+            "pykubeproxy_last_sync_transactions",
+            "Transactions of the last sync, however they ended; one iptables-restore run each",
+        )
+        self._last_bytes = self._gauge(
+            "pykubeproxy_last_sync_bytes", "Bytes that the last sync sent to the kernel"
         )
         self._messages_sent = self._counter(
             "pykubeproxy_netlink_messages",
@@ -126,16 +181,50 @@ class Metrics:
     def sync_queued(self, family: Family, unix_seconds: float) -> None:
         self._last_queued.labels(family.value).set(unix_seconds)
 
-    def written(self, family: Family, scope: str, count: int) -> None:
-        """A pass wrote *count* rules to the iptables table *scope*, or messages to another scope.
+    def decided(self, family: Family, services: int, routes: int, objects: int) -> None:
+        """A pass decided about so many Services, which made so many objects of so many routes."""
+        self._services_decided.labels(family.value).inc(services)
+        self._routes_compiled.labels(family.value).inc(routes)
+        self._objects_compiled.labels(family.value).inc(objects)
+        self._last_services.labels(family.value).set(services)
 
-        Sets the last value for a table, and adds to the total.
-        """
+    def objects_changed(
+        self, family: Family, put: Mapping[str, int], dropped: Mapping[str, int]
+    ) -> None:
+        """A pass wrote and removed so many objects of each kind."""
+        for counter, kinds in ((self._objects_written, put), (self._objects_removed, dropped)):
+            for kind, count in kinds.items():
+                counter.labels(kind, family.value).inc(count)
+        self._last_objects.labels(family.value).set(sum(put.values()) + sum(dropped.values()))
+
+    def written(
+        self, family: Family, scope: str, *, rules: int, chains: int, lines: int, sent_bytes: int
+    ) -> None:
+        """A pass wrote that to the iptables table *scope*; elsewhere *rules* are messages."""
+        self._bytes_sent.labels(scope, family.value).inc(sent_bytes)
         if scope in _TABLES:
-            self._iptables_last.labels(scope, family.value).set(count)
-            self._rules_written.labels(family.value).inc(count)
+            self._rules_written.labels(family.value).inc(rules)
+            self._chains_written.labels(family.value).inc(chains)
+            self._lines_sent.labels(family.value).inc(lines)
         else:
-            self._messages_sent.labels(scope, family.value).inc(count)
+            self._messages_sent.labels(scope, family.value).inc(rules)
+
+    def last_sync(self, family: Family, transactions: int, sent_bytes: int) -> None:
+        """A pass ended that needed so many transactions."""
+        self._last_transactions.labels(family.value).set(transactions)
+        self._last_bytes.labels(family.value).set(sent_bytes)
+
+    def read_back(self, family: Family) -> None:
+        """A pass compared with what the kernel holds."""
+        self._read_backs.labels(family.value).inc()
+
+    def iptables_rules(
+        self, family: Family, wanted: Mapping[str, int], written: Mapping[str, int]
+    ) -> None:
+        """How many rules there are to be by table, and how many the last pass wrote, also none."""
+        for table in _COUNTED_TABLES:
+            self._iptables_total.labels(table, family.value).set(wanted.get(table, 0))
+            self._iptables_last.labels(table, family.value).set(written.get(table, 0))
 
     def transactions(self, family: Family, scope: str, outcome: str, count: int) -> None:
         """*outcome* is ``applied``, ``partly``, ``rejected`` or ``unknown``."""
@@ -162,16 +251,17 @@ class Metrics:
         """*path* is ``healthz`` or ``livez``; fits `HealthServer`'s ``count``."""
         (self._healthz if path == "healthz" else self._livez).labels(str(code)).inc()
 
-    def quarantined(self, family: Family, services: Iterable[ServiceKey]) -> None:
-        """Say which Services are in quarantine now; those that left it lose their series."""
-        now = set(services)
-        self._quarantined.labels(family.value).set(len(now))
+    def quarantined(self, family: Family, moved: Mapping[ServiceKey, bool]) -> None:
+        """Say who went into quarantine (true) or is not in it any more and loses its series."""
         known = self._named.setdefault(family, set())
-        for namespace, name in known - now:
-            self._quarantine.remove(namespace, name, family.value)
-        for namespace, name in now:
-            self._quarantine.labels(namespace, name, family.value).set(1)
-        self._named[family] = now
+        for service, is_in in moved.items():
+            if is_in:
+                self._quarantine.labels(*service, family.value).set(1)
+                known.add(service)
+            elif service in known:
+                self._quarantine.remove(*service, family.value)
+                known.remove(service)
+        self._quarantined.labels(family.value).set(len(known))
 
     def lock_waited(self, family: Family, seconds: float) -> None:
         self._lock_wait.labels(family.value).inc(seconds)

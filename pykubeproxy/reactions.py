@@ -1,6 +1,7 @@
 """What follows from a pass: health, metrics, Events, health check ports, stale UDP flows.
 
-Called on the sync thread, so nothing in here waits: slow work goes to threads of its own.
+Called on the sync thread, so nothing in here waits, and the next pass could not either: what is
+slow goes to threads of its own, and the rest costs as much as changed, whatever there is besides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pykubeproxy.model.objects import Kind, Node, ServiceKey
 from pykubeproxy.serve.health import HealthServer, now
 from pykubeproxy.serve.service_health import ServiceHealth
 from pykubeproxy.serve.status import Status
-from pykubeproxy.sync.flows import FlowTable, Scope
+from pykubeproxy.sync.flows import FlowTable, Scope, joined
 from pykubeproxy.sync.outcome import is_leftover
 from pykubeproxy.sync.reconciler import Reconciler, Report
 from pykubeproxy.watch.events import Happening
@@ -40,7 +41,11 @@ Removal = tuple[Family, FlowTable, Scope]
 
 
 class FlowCleaner:
-    """Removes stale UDP flows on a thread of its own, one request after the other."""
+    """Removes stale UDP flows on a thread of its own.
+
+    What is asked for while it is at work is gathered and done in one go, by the newest decisions:
+    walking the kernel's table may take longer than a pass, and a storm would pile up runs.
+    """
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._metrics = metrics
@@ -68,21 +73,35 @@ class FlowCleaner:
         return failed
 
     def _run(self) -> None:
-        while (removal := self._queue.get()) is not None:
-            family, table, scope = removal
-            started = self._clock()
-            removed = remove_stale(family, table, scope)
-            seconds = self._clock() - started
-            self._metrics.conntrack_ran(family, seconds, removed.deleted)
-            if not removed.complete:
-                self._failed[family].put(scope)
-            if removed.deleted:
-                log.info(
-                    "stale UDP flows removed",
-                    family=family.value,
-                    removed=removed.deleted,
-                    looked_at=removed.listed,
-                )
+        going_on = True
+        while going_on:
+            gathered: dict[Family, tuple[FlowTable, Scope]] = {}
+            # Waits for the first, and takes what else is there.
+            while going_on and not (gathered and self._queue.empty()):
+                removal = self._queue.get()
+                if removal is None:
+                    going_on = False
+                    continue
+                family, table, scope = removal
+                known = gathered.get(family)
+                gathered[family] = joined(*known, table, scope) if known else (table, scope)
+            for family, (table, scope) in gathered.items():
+                self._remove(family, table, scope)
+
+    def _remove(self, family: Family, table: FlowTable, scope: Scope) -> None:
+        started = self._clock()
+        removed = remove_stale(family, table, scope)
+        seconds = self._clock() - started
+        self._metrics.conntrack_ran(family, seconds, removed.deleted)
+        if not removed.complete:
+            self._failed[family].put(scope)
+        if removed.deleted:
+            log.info(
+                "stale UDP flows removed",
+                family=family.value,
+                removed=removed.deleted,
+                looked_at=removed.listed,
+            )
 
 
 class Reactions:
@@ -108,6 +127,7 @@ class Reactions:
         self._open_ports = open_ports
         self._service_health: dict[Family, ServiceHealth] = {}
         self._port_addresses: dict[Family, tuple[str, ...] | None] = {}
+        self._unfilled: set[Family] = set()
         self._cleaner = cleaner
         self._record = record
         self._once_in_sync: Callable[[], None] | None = once_in_sync
@@ -125,6 +145,7 @@ class Reactions:
                 self._service_health[family].stop()
             self._port_addresses[family] = addresses
             self._service_health[family] = self._open_ports(context, self.port_refused)
+            self._unfilled.add(family)
 
     def close(self) -> None:
         """Close the health check node ports; after the last call of any other method."""
@@ -175,8 +196,7 @@ class Reactions:
         self._publish(self._status.with_updated(family, moment))
         self._metrics.sync_succeeded(family, moment.unix_seconds)
         self._metrics.no_local_endpoints(family, *reconciler.no_local_endpoints)
-        if family in self._service_health:
-            self._service_health[family].sync(reconciler.health_checks)
+        self._serve_health_checks(reconciler)
         for failed in self._cleaner.take_failed(family):
             reconciler.flows.give_back(failed)
         scope = reconciler.flows.take_scope()
@@ -186,6 +206,18 @@ class Reactions:
         if self._once_in_sync is not None and self._in_sync >= self._service_health.keys():
             self._once_in_sync()
             self._once_in_sync = None
+
+    def _serve_health_checks(self, reconciler: Reconciler[Any, Any]) -> None:
+        family = reconciler.family
+        changed = reconciler.take_health_checks()
+        responders = self._service_health.get(family)
+        if responders is None:
+            return
+        if family in self._unfilled:
+            self._unfilled.remove(family)
+            responders.sync(reconciler.health_checks)
+        else:
+            responders.update(changed)
 
     def _tell(self, service: ServiceKey, problem: str) -> None:
         """Say on the Service itself what of it is not done; once, not for each family."""
@@ -199,11 +231,26 @@ class Reactions:
     def _count(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
         family = report.family
         self._metrics.sync_ended(family, seconds)
-        self._metrics.quarantined(family, (entry.owner for entry in reconciler.quarantined))
+        self._metrics.quarantined(family, reconciler.take_quarantine_changes())
         for (scope, outcome), count in report.outcomes.items():
             self._metrics.transactions(family, scope, outcome, count)
-        for scope, written in report.rules.items():
-            self._metrics.written(family, scope, written)
+        for scope, sent in report.sent.items():
+            self._metrics.written(
+                family,
+                scope,
+                rules=sent.rules,
+                chains=sent.chains,
+                lines=sent.lines,
+                sent_bytes=sent.bytes,
+            )
+        self._metrics.decided(family, report.services, report.routes, report.objects)
+        self._metrics.objects_changed(family, report.put, report.dropped)
+        self._metrics.last_sync(family, report.transactions, report.bytes)
+        if report.observed:
+            self._metrics.read_back(family)
+        if report.planned and reconciler.rules:
+            written = {scope: sent.rules for scope, sent in report.sent.items()}
+            self._metrics.iptables_rules(family, reconciler.rules, written)
 
     def repairing(self, family: Family) -> None:
         self._metrics.repaired(family)

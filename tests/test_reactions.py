@@ -9,7 +9,7 @@ from pykubeproxy.host.conntrack import Removed
 from pykubeproxy.metrics import Metrics
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
-from pykubeproxy.model.objects import Kind, ServiceKey
+from pykubeproxy.model.objects import Kind, ObjectKey, ServiceKey
 from pykubeproxy.reactions import FlowCleaner, Reactions
 from pykubeproxy.serve.status import Status
 from pykubeproxy.sync.flows import FlowTable, Scope
@@ -36,6 +36,7 @@ class Ports:
     """Takes which health check ports are wanted."""
 
     wanted: dict | None = None
+    updates = ()
     stopped = 0
 
     def stop(self):
@@ -43,6 +44,9 @@ class Ports:
 
     def sync(self, wanted):
         self.wanted = dict(wanted)
+
+    def update(self, changes):
+        self.updates = (*self.updates, changes)
 
 
 class Rig:
@@ -172,6 +176,30 @@ def test_health_check_ports_follow_a_successful_pass(rig):
     web = service("web", type="LoadBalancer", external_policy="Local", health_check_node_port=31000)
     rig.run(web, slice_("web", endpoint("10.0.0.1", node="node")))
     assert {web.key: (31000, 1)} == rig.ports.wanted
+    rig.run(service("other", cluster_ip="10.96.0.9"))
+    rig.run(slice_("web", endpoint("10.0.0.1")))
+    rig.store.drop(Kind.SERVICE, ObjectKey(*web.key))
+    rig.run()
+    assert ({}, {web.key: (31000, 0)}, {web.key: None}) == rig.ports.updates
+
+
+def test_health_check_ports_wait_for_a_pass_that_succeeds(rig):
+    rig.run()
+    web = service("web", type="LoadBalancer", external_policy="Local", health_check_node_port=31000)
+    rig.kernel.unknowns.append("before")
+    rig.run(web, slice_("web", endpoint("10.0.0.1", node="node")))
+    assert () == rig.ports.updates
+    rig.run()
+    assert ({web.key: (31000, 1)},) == rig.ports.updates
+
+
+def test_new_responders_hear_of_all_ports(rig):
+    web = service("web", type="LoadBalancer", external_policy="Local", health_check_node_port=31000)
+    rig.run(web)
+    rig.ports.wanted = None
+    rig.reactions.node_described({V4: NodeContext("node", V4, nodeport_addresses=("192.0.2.9",))})
+    rig.run()
+    assert {web.key: (31000, 0)} == rig.ports.wanted
 
 
 def test_a_port_that_cannot_be_opened_makes_an_event(rig):
@@ -206,13 +234,34 @@ def test_stale_flows_are_looked_for_after_udp_endpoints_changed(rig):
     assert {("10.96.0.10", 53): frozenset({"10.0.0.2:53"})} == dict(table.by_address)
 
 
+def test_what_is_asked_for_meanwhile_is_done_in_one_go(rig, monkeypatch):
+    """By what is known last, so that no flow is cut that may stay by now."""
+    a, b = ("10.96.0.10", 53), ("10.96.0.11", 53)
+    runs = []
+
+    def remove(family, table, scope):
+        runs.append((family, dict(table.by_address), scope.addresses))
+        return Removed(0, 0, complete=True)
+
+    monkeypatch.setattr(module, "remove_stale", remove)
+    cleaner = FlowCleaner(rig.metrics, lambda: 0.0)
+    one, two = frozenset({"10.0.0.1:53"}), frozenset({"10.0.0.2:53"})
+    cleaner.submit(V4, FlowTable({a: one}, {}), Scope(addresses=frozenset({a})))
+    cleaner.submit(Family.IPV6, FlowTable({}, {}), Scope())
+    cleaner.submit(V4, FlowTable({b: one}, {}), Scope(addresses=frozenset({b})))
+    cleaner.submit(V4, FlowTable({a: two}, {}), Scope(addresses=frozenset({a})))
+    cleaner.start()
+    cleaner.stop()
+    expected = [(V4, {a: two, b: one}, frozenset({a, b})), (Family.IPV6, {}, frozenset())]
+    assert expected == runs
+
+
 def test_a_failed_search_is_asked_for_again(rig, monkeypatch):
-    answers = [Removed(0, 0, complete=False), Removed(5, 2, complete=True)]
+    answers = [Removed(5, 2, complete=False)]
     monkeypatch.setattr(module, "remove_stale", lambda *_: answers.pop(0))
     cleaner = FlowCleaner(rig.metrics, lambda: 0.0)
     cleaner.start()
     scope = Scope(addresses=frozenset({("10.96.0.10", 53)}))
-    cleaner.submit(V4, FlowTable({}, {}), scope)
     cleaner.submit(V4, FlowTable({}, {}), scope)
     cleaner.stop()
     assert [scope] == cleaner.take_failed(V4)

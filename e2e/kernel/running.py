@@ -15,11 +15,11 @@ from typing import Self
 
 import msgspec
 
-from e2e.lab import Lab, stop
+from e2e.lab import Answer, Lab, Reply, stop
 from pykubeproxy.model.objects import WireObject
 from tests.build import manifest, node
 
-__all__ = ["REPOSITORY", "RunningDaemon", "eventually"]
+__all__ = ["REPOSITORY", "Customers", "Failure", "RunningDaemon", "Visit", "eventually"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _PAUSE = threading.Event()  # never set: waiting for it is a pause that ends early for nobody
@@ -32,6 +32,59 @@ def eventually(holds: Callable[[], object], what: str, seconds: float = 15.0) ->
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         _PAUSE.wait(0.02)
+
+
+Visit = tuple[str, str, int, str]
+"""Sender, address, port and protocol."""
+Failure = tuple[Visit, Reply]
+
+
+class Customers:
+    """Clients that connect anew again and again; every failure is remembered.
+
+    `rounds` tells how often all *visits* were made.
+    """
+
+    def __init__(self, lab: Lab, *visits: Visit, timeout: float = 2.9) -> None:
+        """With a *timeout* below a second, a lost SYN is a failure: no second one is sent."""
+        self._lab = lab
+        self._visits = visits
+        self._timeout = timeout
+        self._stop = threading.Event()
+        self.rounds = 0
+        self.failures: list[Failure] = []
+        self._thread = threading.Thread(target=self._shop)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.go_on(1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _shop(self) -> None:
+        while not self._stop.is_set():
+            started = [
+                (visit, self._lab.start_probe(*visit, timeout=self._timeout))
+                for visit in self._visits
+            ]
+            replies = [(visit, future.result()) for visit, future in started]
+            self.failures += [(v, reply) for v, reply in replies if not isinstance(reply, Answer)]
+            self.rounds += 1
+            # One processor for all: the daemon wants a share of it.
+            self._stop.wait(0.01)
+
+    def go_on(self, rounds: int = 20) -> None:
+        """Let them come some more times."""
+        until = self.rounds + rounds
+        eventually(lambda: self.rounds >= until, "the customers go on", 60)
 
 
 class RunningDaemon:
@@ -90,6 +143,7 @@ class RunningDaemon:
             "--hostname-override=node",
             "--cluster-cidr=10.244.0.0/16,fd00:244::/31",
             f"--manifests={self.manifests}",
+            f"--state-directory={self.manifests.parent / 'state'}",
             "-v=2",
             *self._flags,
         )

@@ -55,7 +55,7 @@ class ServiceHealth:
 
     *addresses* are the node addresses to listen on; ``None`` means all of the family, an empty
     tuple none. *proxy_healthy* is asked at every request. *on_failure* gets the Service, its
-    port and the reason when a port cannot be opened; the next `sync` tries again.
+    port and the reason when a port cannot be opened; the next `sync` or `update` tries again.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class ServiceHealth:
         self._proxy_healthy = proxy_healthy
         self._on_failure = on_failure
         self._listeners: dict[ServiceKey, _Listener] = {}
+        self._refused: dict[ServiceKey, tuple[int, int]] = {}
         self._clients: set[_Client] = set()
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -104,22 +105,35 @@ class ServiceHealth:
         self._selector.close()
 
     def sync(self, wanted: Mapping[ServiceKey, tuple[int, int]]) -> None:
-        """Serve exactly *wanted*: each Service's port and number of local ready endpoints.
+        """Serve exactly *wanted*: each Service's port and number of local ready endpoints."""
+        others = (self._listeners.keys() | self._refused.keys()) - wanted.keys()
+        self.update({**dict.fromkeys(others), **wanted})
 
-        When it returns, ports to be closed are closed and new ones listen. Costs nothing for
-        Services that stay as they are. One calling thread.
+    def update(self, changes: Mapping[ServiceKey, tuple[int, int] | None]) -> None:
+        """Serve what *changes* says, ``None``: no more; all other Services stay as they are.
+
+        When it returns, ports to be closed are closed and new ones listen. Costs as much as
+        changes, and what was refused before. One calling thread.
         """
+        wanted = {**self._refused, **changes}
+        self._refused.clear()
         failures: list[tuple[ServiceKey, int, str]] = []
         with self._lock:
-            for key, listener in list(self._listeners.items()):
-                if key not in wanted or wanted[key][0] != listener.port:
+            # Closing comes first: a port may change hands.
+            for key, check in wanted.items():
+                known = self._listeners.get(key)
+                if known is not None and (check is None or check[0] != known.port):
                     self._close(self._listeners.pop(key))
-            for key, (port, count) in wanted.items():
+            for key, check in wanted.items():
+                if check is None:
+                    continue
+                port, count = check
                 known = self._listeners.get(key)
                 if known is None:
                     try:
                         known = self._open(key, port)
                     except OSError as error:
+                        self._refused[key] = check
                         failures.append((key, port, error.strerror or str(error)))
                         continue
                     self._listeners[key] = known

@@ -6,7 +6,7 @@ Keys and values are the backend's own; the core only compares them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
@@ -99,13 +99,26 @@ class Transaction(Struct, Generic[K, V], frozen=True):
 class Applied(Struct, frozen=True):
     """Committed as a whole. ``lines`` and ``bytes`` were sent, ``rules`` of them set a rule.
 
-    ``notes`` are sentences about owners whose wish was granted in another way than asked.
+    ``chains`` of the lines made a chain or emptied it. Of what is sent as messages, each is a
+    line and counts as a rule. ``notes`` are sentences about owners whose wish was granted in
+    another way than asked.
     """
 
     lines: int = 0
     bytes: int = 0
     rules: int = 0
     notes: tuple[tuple[ServiceKey, str], ...] = ()
+    chains: int = 0
+
+    def plus(self, other: Applied) -> Applied:
+        """Both together."""
+        return Applied(
+            self.lines + other.lines,
+            self.bytes + other.bytes,
+            self.rules + other.rules,
+            self.notes + other.notes,
+            self.chains + other.chains,
+        )
 
 
 class Partly(Struct, Generic[K, V], frozen=True):
@@ -182,11 +195,16 @@ class Dataplane(Protocol[K, V]):
     def observe(self) -> Observation[K, V]:
         """Read back what is there. Raises HostError where that fails."""
 
-    def learn(self, applied: Iterable[Mapping[K, V]]) -> bool:
-        """Read back once and remember how the kernel prints *applied*, for later `observe`.
+    def learn(
+        self, applied: Sequence[Mapping[K, V]], *, anew: bool = True
+    ) -> Callable[[], bool | None]:
+        """Return a job that remembers *applied*, for later `observe` and for a restart.
 
-        Slow, and only called when nothing is missing. Returns whether it all looked as written.
-        Raises HostError.
+        Called when nothing is missing; nobody changes *applied* any more. The job may be slow,
+        and run on another thread, one at a time, while transactions are applied. With *anew* it
+        makes sure that the kernel holds all of it. It returns whether that is so as far as it
+        knows; ``None`` where a transaction came in between, so that it should be asked for again.
+        It raises HostError.
         """
 
     def intact(self) -> bool:

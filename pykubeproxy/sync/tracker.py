@@ -29,15 +29,23 @@ class Tracker(Generic[K, V]):
     it (`pykubeproxy.sync.outcome.Compiler.claim`). Of several owners with one claim the one with
     the smallest rank has it; the others get it as soon as it is free. What the kernel holds under
     a claim stays there when the claim changes hands: only what differs is written.
+    *rules_of* tells of how many rules objects consist, by table, for `rules`.
     """
 
-    def __init__(self, claim: Callable[[K], K | None]) -> None:
+    def __init__(
+        self,
+        claim: Callable[[K], K | None],
+        rules_of: Callable[[Mapping[K, V]], Mapping[str, int]] = lambda _: {},
+    ) -> None:
         self._claim_of = claim
+        self._rules_of = rules_of
+        self._rules: dict[str, int] = {}
         self._wanted: dict[ServiceKey, dict[K, V]] = {}
         self._applied: dict[ServiceKey, dict[K, V]] = {}
         self._ranks: dict[ServiceKey, Rank] = {}
         self._claims: Claims[K] = Claims()
         self._conflicts: dict[tuple[K, ServiceKey], Conflict] = {}
+        self._new_conflicts: dict[tuple[K, ServiceKey], Conflict] = {}
         self._dirty: set[ServiceKey] = set()
         self._held: set[ServiceKey] = set()
         self._leftovers: dict[K, ServiceKey] = {}
@@ -52,6 +60,8 @@ class Tracker(Generic[K, V]):
         old_rank = self._ranks.get(owner, rank)
         if before == objects and old_rank == rank:
             return
+        self._count(before, -1)
+        self._count(objects, 1)
         if objects:
             self._wanted[owner] = objects
             self._ranks[owner] = rank
@@ -59,7 +69,8 @@ class Tracker(Generic[K, V]):
             self._wanted.pop(owner, None)
             self._ranks.pop(owner, None)
         self._dirty.add(owner)
-        had, has = self._claims_in(before), self._claims_in(objects)
+        had: Set[K] = self._claims_in(before) if before else frozenset()
+        has = self._claims_in(objects)
         concerned = set(self._claims.contested(had | has))
         for claim in had if old_rank != rank else had - has:
             heir = self._claims.give_up(claim, old_rank)
@@ -80,8 +91,11 @@ class Tracker(Generic[K, V]):
         for claim in concerned:
             self._judge(claim, owner)
 
-    def wanted(self, owner: ServiceKey) -> Mapping[K, V]:
-        """What *owner* wants and has the right to: without what an older owner has."""
+    def wanted(self, owner: ServiceKey) -> dict[K, V]:
+        """What *owner* wants and has the right to: without what an older owner has.
+
+        Not to be changed by anybody: later wishes come as another dict.
+        """
         objects = self._wanted.get(owner, {})
         lost = self._claims.lost(owner)
         if not lost:
@@ -92,6 +106,16 @@ class Tracker(Generic[K, V]):
         """Every claim under which owners want different things; cost follows their number."""
         return self._conflicts.values()
 
+    def take_new_conflicts(self) -> Iterable[Conflict]:
+        """Those there are now that were not there when last asked; cost follows their number."""
+        news, self._new_conflicts = self._new_conflicts, {}
+        return news.values()
+
+    @property
+    def rules(self) -> Mapping[str, int]:
+        """How many rules all owners together want, by table: a running total."""
+        return self._rules
+
     # --- comparing ---
 
     def changes(self) -> list[Change[K, V]]:
@@ -99,6 +123,10 @@ class Tracker(Generic[K, V]):
         found = []
         for owner in sorted(self._dirty - self._held):
             wanted, applied = self.wanted(owner), self._applied.get(owner, {})
+            if not applied and wanted:
+                # A first write. Not copied: what is wanted is never changed, only replaced.
+                found.append(Change(owner, wanted, {}, {}))
+                continue
             put = {k: v for k, v in wanted.items() if k not in applied or applied[k] != v}
             drop = {k: v for k, v in applied.items() if k not in wanted}
             if put or drop:
@@ -117,9 +145,13 @@ class Tracker(Generic[K, V]):
         """Everything the kernel is known to hold, by owner."""
         return self._applied.values()
 
-    @property
-    def object_count(self) -> int:
-        return sum(len(objects) for objects in self._applied.values())
+    def snapshot(self) -> list[Mapping[K, V]]:
+        """The same, never changed any more; 1 ms for 10,000 owners of which nothing is missing."""
+        # What an owner wants is replaced as a whole, so that one dict for both views may be lent.
+        return [
+            objects if objects is self._wanted.get(owner) else dict(objects)
+            for owner, objects in self._applied.items()
+        ]
 
     # --- confirming ---
 
@@ -184,6 +216,10 @@ class Tracker(Generic[K, V]):
         elif self._applied.get(owner) == wanted:
             self._applied[owner] = wanted  # one dict for both views: half the memory
 
+    def _count(self, objects: Mapping[K, V], sign: int) -> None:
+        for table, rules in self._rules_of(objects).items():
+            self._rules[table] = self._rules.get(table, 0) + sign * rules
+
     def _claims_in(self, objects: Mapping[K, V]) -> Set[K]:
         return {claim for key in objects if (claim := self._claim_of(key)) is not None}
 
@@ -213,19 +249,28 @@ class Tracker(Generic[K, V]):
 
     def _judge(self, claim: K, changed: ServiceKey) -> None:
         """Note which owners want other things under *claim* than the one who has it."""
-        self._conflicts.pop((claim, changed), None)
         holder = self._claims.holder(claim)
+        waiting = self._claims.waiting(claim) if holder is not None else ()
+        if changed not in waiting:
+            self._note_conflict(claim, changed, None)
         if holder is None:
             return
-        self._conflicts.pop((claim, holder), None)
-        waiting = self._claims.waiting(claim)
+        self._note_conflict(claim, holder, None)
         held = self._under(claim, holder) if waiting else {}
-        losers = waiting if changed not in waiting else (changed,)
-        for loser in losers:
-            if self._under(claim, loser) != held:
-                self._conflicts[claim, loser] = (claim, holder, loser)
-            else:
-                self._conflicts.pop((claim, loser), None)
+        for loser in waiting if changed not in waiting else (changed,):
+            differs = self._under(claim, loser) != held
+            self._note_conflict(claim, loser, holder if differs else None)
+
+    def _note_conflict(self, claim: K, loser: ServiceKey, holder: ServiceKey | None) -> None:
+        """*holder* has what *loser* wants otherwise; ``None``: nobody has."""
+        key = (claim, loser)
+        if holder is None:
+            self._conflicts.pop(key, None)
+            self._new_conflicts.pop(key, None)
+            return
+        conflict = (claim, holder, loser)
+        if self._conflicts.get(key) != conflict:
+            self._conflicts[key] = self._new_conflicts[key] = conflict
 
     def _under(self, claim: K, owner: ServiceKey) -> dict[K, V]:
         objects = self._wanted.get(owner, {})

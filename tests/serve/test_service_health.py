@@ -114,6 +114,41 @@ def test_a_taken_port_is_reported_and_tried_again(servers, failures):
     assert ask(port)[0] == 200
 
 
+def test_a_change_leaves_others_as_they_are(servers):
+    one, two = free_port(), free_port()
+    servers.sync({A: (one, 1), B: (two, 2)})
+    servers.update({A: (one, 3)})
+    assert ["3", "2"] == [ask(one)[1], ask(two)[1]]
+    servers.update({B: None})
+    assert is_refused(two)
+    assert "3" == ask(one)[1]
+
+
+def test_a_port_can_change_hands_by_a_change(servers):
+    port = free_port()
+    servers.sync({A: (port, 1)})
+    servers.update({B: (port, 2), A: None})
+    assert "2" == ask(port)[1]
+
+
+def test_what_was_refused_is_tried_again_with_any_change(servers, failures):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        servers.update({A: (port, 4)})
+        assert [(A, port, "Address already in use")] == failures
+    servers.update({})
+    assert "4" == ask(port)[1]
+
+
+def test_what_was_refused_and_is_gone_is_not_tried_again(servers, failures):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        servers.update({A: (port, 4)})
+        servers.sync({})
+        servers.update({})
+    assert 1 == len(failures)
+
+
 def test_a_slow_client_does_not_hold_up_others(servers):
     port = free_port()
     servers.sync({A: (port, 1)})
