@@ -23,6 +23,7 @@ _is_canonical_ipv4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}").fullmatch
 _is_sloppy_ipv4 = re.compile(r"[0-9]+(?:\.[0-9]+){3}").fullmatch
 _is_decimal = re.compile(r"[0-9]{1,9}").fullmatch
 
+_IPV4 = Family.IPV4
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96
 
 
@@ -33,7 +34,7 @@ def canonical_ip(text: str) -> tuple[Family, str] | None:
     else goes through a bounded cache.
     """
     if _is_canonical_ipv4(text):
-        return Family.IPV4, text
+        return _IPV4, text
     return _parse_ip(text)
 
 

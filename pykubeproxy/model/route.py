@@ -37,8 +37,9 @@ class Endpoint(Struct, frozen=True, gc=False):
 
     def __str__(self) -> str:
         """``IP:port`` or ``[IPv6]:port``: the sort key and the DNAT target."""
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{host}:{self.port}"
+        if ":" in self.address:
+            return f"[{self.address}]:{self.port}"
+        return f"{self.address}:{self.port}"
 
 
 class Verdict(Struct, frozen=True, gc=False):
@@ -66,7 +67,7 @@ class Frontend(Struct, frozen=True, gc=False):
     source_ranges: tuple[str, ...] = ()
 
 
-class Route(Struct, frozen=True):
+class Route(Struct, frozen=True, gc=False):
     """One load-balanced port of one family: all that a backend needs.
 
     ``cluster_endpoints`` and ``local_endpoints`` are sorted by their text and hold only what a

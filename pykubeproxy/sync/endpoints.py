@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from pykubeproxy.model.addresses import canonical_ip
 from pykubeproxy.model.kinds import Family, Protocol
-from pykubeproxy.model.objects import EndpointSlice, Hints
+from pykubeproxy.model.objects import EndpointSlice, Hints, SliceEndpoint
 from pykubeproxy.model.route import Endpoint
 
 __all__ = ["Candidate", "Candidates", "PortName", "candidates_by_port"]
@@ -55,36 +55,38 @@ def candidates_by_port(
     for slice_ in sorted(slices, key=lambda s: s.metadata.name):
         if slice_.address_type != family or not slice_.endpoints:
             continue
-        if problems is not None:
-            name = slice_.metadata.name
-            problems.extend(
-                f"EndpointSlice {name}: {wire.addresses[0]!r} is no {family} address"
-                for wire in slice_.endpoints
-                if wire.addresses and _address(wire.addresses[0], family) is None
-            )
+        addressed = _addressed(slice_, family, problems)
         for port in slice_.ports or ():
-            if port.name is None or not port.port:
+            protocol = Protocol.of(port.protocol)
+            if port.name is None or not port.port or protocol is None:
                 continue
-            try:
-                protocol = Protocol(port.protocol or "TCP")
-            except ValueError:
-                continue
-            merged = found.setdefault((port.name, protocol), {})
-            _merge(merged, slice_, port.port, family, node_name)
+            _merge(found.setdefault((port.name, protocol), {}), addressed, port.port, node_name)
     return {
         name: [merged[text] for text in sorted(merged)] for name, merged in found.items() if merged
     }
 
 
-def _merge(
-    merged: dict[str, Candidate], slice_: EndpointSlice, port: int, family: Family, node_name: str
-) -> None:
+_Addressed = list[tuple[str, SliceEndpoint]]
+"""The endpoints of a slice with their canonical addresses, read once for all its ports."""
+
+
+def _addressed(slice_: EndpointSlice, family: Family, problems: list[str] | None) -> _Addressed:
+    found: _Addressed = []
     for wire in slice_.endpoints or ():
         if not wire.addresses:
             continue
-        address = _address(wire.addresses[0], family)
-        if address is None:
-            continue
+        text = wire.addresses[0]
+        parsed = canonical_ip(text)
+        if parsed is not None and parsed[0] is family:
+            found.append((parsed[1], wire))
+        elif problems is not None:
+            name = slice_.metadata.name
+            problems.append(f"EndpointSlice {name}: {text!r} is no {family} address")
+    return found
+
+
+def _merge(merged: dict[str, Candidate], addressed: _Addressed, port: int, node_name: str) -> None:
+    for address, wire in addressed:
         conditions = wire.conditions
         ready = serving = True
         terminating = False
@@ -95,11 +97,6 @@ def _merge(
         endpoint = Endpoint(address, port, bool(node_name) and wire.node_name == node_name)
         text = str(endpoint)
         # A pod's address may be reused while the old pod still terminates: the living one wins.
-        if text in merged and terminating:
+        if terminating and text in merged:
             continue
         merged[text] = Candidate(endpoint, text, ready, serving, terminating, wire.hints)
-
-
-def _address(text: str, family: Family) -> str | None:
-    parsed = canonical_ip(text)
-    return parsed[1] if parsed is not None and parsed[0] is family else None

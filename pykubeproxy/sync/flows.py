@@ -19,7 +19,16 @@ from pykubeproxy.model.kinds import Protocol
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.model.route import PortKey, Route
 
-__all__ = ["Address", "FlowIndex", "FlowTable", "Scope", "endpoint_text", "flow_table", "is_stale"]
+__all__ = [
+    "Address",
+    "FlowIndex",
+    "FlowTable",
+    "Scope",
+    "endpoint_text",
+    "flow_table",
+    "is_stale",
+    "joined",
+]
 
 Address = tuple[str, int]  # canonical IP and port
 _Destination = Address | int  # a bare number is a node port
@@ -41,10 +50,20 @@ class Scope(Struct, frozen=True):
     addresses: frozenset[Address] = frozenset()
     node_ports: frozenset[int] = frozenset()
 
-    @property
-    def size(self) -> int:
-        """How many destinations; meaningless with ``everything``."""
-        return len(self.addresses) + len(self.node_ports)
+
+def joined(
+    table: FlowTable, scope: Scope, newer_table: FlowTable, newer_scope: Scope
+) -> tuple[FlowTable, Scope]:
+    """Return table and scope of one run that does the work of two, by what is known now."""
+    if newer_scope.everything:
+        return newer_table, newer_scope
+    both = Scope(
+        scope.everything,
+        scope.addresses | newer_scope.addresses,
+        scope.node_ports | newer_scope.node_ports,
+    )
+    by_address = {**table.by_address, **newer_table.by_address}
+    return FlowTable(by_address, {**table.by_node_port, **newer_table.by_node_port}), both
 
 
 def endpoint_text(address: str, port: int) -> str:

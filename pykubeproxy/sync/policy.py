@@ -16,7 +16,7 @@ from pykubeproxy.sync.endpoints import Candidate
 __all__ = ["Pools", "TrafficPolicy", "usable_endpoints"]
 
 
-class TrafficPolicy(Struct, frozen=True):
+class TrafficPolicy(Struct, frozen=True, gc=False):
     """The policies of one service port, as far as they count.
 
     ``externally_accessible``: there is a node port, an external IP or a load balancer address,
@@ -41,7 +41,7 @@ class TrafficPolicy(Struct, frozen=True):
         return self.internal_local or (self.external_local and self.externally_accessible)
 
 
-class Pools(Struct, frozen=True):
+class Pools(Struct, frozen=True, gc=False):
     """The outcome: endpoints for either pool, and whether anybody anywhere can serve."""
 
     cluster: tuple[Candidate, ...] = ()
@@ -79,6 +79,9 @@ def _nearest(ready: list[Candidate], node_name: str, zone: str) -> list[Candidat
     A kind of hint counts only if every ready endpoint carries it and at least one names us:
     half-written hints must not starve or overload anybody.
     """
+    for candidate in ready:
+        if candidate.hints is None:  # nearly always the first one
+            return ready
     for name, hinted in (
         (node_name, [c.hints.for_nodes if c.hints else None for c in ready]),
         (zone, [c.hints.for_zones if c.hints else None for c in ready]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -19,8 +19,14 @@ __all__ = ["NOTHING", "ServiceRoutes", "service_routes"]
 DEFAULT_AFFINITY_SECONDS = 10800
 _EXTERNAL_TYPES = ("LoadBalancer", "NodePort")
 
+_REFUSED = Verdict(Action.REJECT)
+_DROPPED = Verdict(Action.DROP)
+_ANYWHERE = Verdict(Action.FORWARD, Pool.CLUSTER, Masquerade.ALWAYS)
+_HERE = Verdict(Action.FORWARD, Pool.LOCAL, Masquerade.NEVER)
+_SHORT_CIRCUIT = Verdict(Action.FORWARD, Pool.CLUSTER, Masquerade.NODE)
 
-class ServiceRoutes(Struct, frozen=True):
+
+class ServiceRoutes(Struct, frozen=True, gc=False):
     """What one Service means on this node, in one family.
 
     ``local_ready`` counts the distinct addresses of ready endpoints on this node over all ports:
@@ -73,12 +79,12 @@ def service_routes(
                 "load balancers cannot tell whether this node has endpoints"
             )
 
+    service_key = service.key
     routes: list[Route] = []
-    no_local_internal = no_local_external = 0
+    endpoint_count = no_local_internal = no_local_external = 0
     for port in spec.ports or ():
-        try:
-            protocol = Protocol(port.protocol or "TCP")
-        except ValueError:
+        protocol = Protocol.of(port.protocol)
+        if protocol is None:
             problems.append(f"spec.ports[{port.name or port.port}].protocol {port.protocol!r}")
             continue
         policy = TrafficPolicy(
@@ -87,18 +93,19 @@ def service_routes(
             externally_accessible=bool(port.node_port) or addresses.any_external,
         )
         own = candidates.get((port.name or "", protocol), [])
+        endpoint_count += len(own)
         pools = usable_endpoints(own, policy, node.name, node.zone)
         if pools.has_any and not pools.local:
             no_local_internal += policy.internal_local
             no_local_external += policy.external_local
         routes.append(
             Route(
-                key=PortKey(service.key, port.name or "", protocol),
+                key=PortKey(service_key, port.name or "", protocol),
                 frontends=_frontends(port, addresses, policy, pools, node),
-                cluster_endpoints=tuple(c.endpoint for c in pools.cluster),
-                local_endpoints=tuple(c.endpoint for c in pools.local),
+                cluster_endpoints=tuple([c.endpoint for c in pools.cluster]),
+                local_endpoints=tuple([c.endpoint for c in pools.local]),
                 serving_endpoints=_serving(own) if protocol is Protocol.UDP else frozenset(),
-                node_endpoints=tuple(c.endpoint for c in own if c.endpoint.node_local),
+                node_endpoints=tuple([c.endpoint for c in own if c.endpoint.node_local]),
                 affinity_seconds=_affinity_seconds(spec),
                 health_check_port=health_check_port,
                 external_local=external_local,
@@ -111,16 +118,14 @@ def service_routes(
         routes=tuple(routes),
         health_check_port=health_check_port,
         local_ready=_local_ready(candidates) if health_check_port else 0,
-        endpoint_count=sum(
-            len(candidates.get((r.key.port_name, r.key.protocol), ())) for r in routes
-        ),
+        endpoint_count=endpoint_count,
         no_local_internal=no_local_internal,
         no_local_external=no_local_external,
         problems=tuple(problems),
     )
 
 
-class _Addresses(Struct, frozen=True):
+class _Addresses(Struct, frozen=True, gc=False):
     """The addresses of a Service in one family, canonical, and who may use them."""
 
     cluster_ip: str
@@ -139,7 +144,7 @@ class _Addresses(Struct, frozen=True):
         )
         # ipMode Proxy: the load balancer delivers to the node's own address (KEP-1860).
         load_balancer_ips = _of_family(
-            (i.ip for i in service.ingress if i.ip and i.ip_mode in (None, "VIP")),
+            [i.ip for i in service.ingress if i.ip and i.ip_mode in (None, "VIP")],
             "status.loadBalancer.ingress",
             node.family,
             problems,
@@ -167,9 +172,11 @@ def _cluster_ip(spec: ServiceSpec, family: Family) -> str | None:
 
 
 def _of_family(
-    texts: Iterable[str], where: str, family: Family, problems: list[str]
+    texts: Sequence[str], where: str, family: Family, problems: list[str]
 ) -> tuple[str, ...]:
     """Canonical addresses of *family*, in order, each once."""
+    if not texts:
+        return ()
     found: dict[str, None] = {}
     for text in texts:
         parsed = canonical_ip(text)
@@ -256,9 +263,9 @@ def _frontends(
 
 def _internal_verdict(policy: TrafficPolicy, pools: Pools, node: NodeContext) -> Verdict:
     if not pools.has_any:
-        return Verdict(Action.REJECT)
+        return _REFUSED
     if policy.internal_local and not pools.local:
-        return Verdict(Action.DROP)
+        return _DROPPED
     if node.masquerade_all:
         masquerade = Masquerade.ALWAYS
     elif node.pod_traffic is not None:
@@ -273,13 +280,10 @@ def _internal_verdict(policy: TrafficPolicy, pools: Pools, node: NodeContext) ->
 def _external_verdicts(policy: TrafficPolicy, pools: Pools) -> tuple[Verdict, Verdict]:
     """The verdicts for clients outside, and for this node and its pods."""
     if not pools.has_any:
-        refused = Verdict(Action.REJECT)
-        return refused, refused
+        return _REFUSED, _REFUSED
     if not policy.external_local:
         # The answer must come back through this node, whichever node the endpoint is on.
-        anywhere = Verdict(Action.FORWARD, Pool.CLUSTER, Masquerade.ALWAYS)
-        return anywhere, anywhere
-    short_circuit = Verdict(Action.FORWARD, Pool.CLUSTER, Masquerade.NODE)
+        return _ANYWHERE, _ANYWHERE
     if not pools.local:
-        return Verdict(Action.DROP), short_circuit
-    return Verdict(Action.FORWARD, Pool.LOCAL, Masquerade.NEVER), short_circuit
+        return _DROPPED, _SHORT_CIRCUIT
+    return _HERE, _SHORT_CIRCUIT

@@ -25,6 +25,22 @@ def test_protocols_are_spelled_as_the_api_spells_them():
     assert [str(p) for p in Protocol] == ["TCP", "UDP", "SCTP"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("TCP", Protocol.TCP, id="TCP"),
+        pytest.param("UDP", Protocol.UDP, id="UDP"),
+        pytest.param("SCTP", Protocol.SCTP, id="SCTP"),
+        pytest.param(None, Protocol.TCP, id="absent"),
+        pytest.param("", Protocol.TCP, id="empty"),
+        pytest.param("tcp", None, id="lower case"),
+        pytest.param("DCCP", None, id="unknown"),
+    ],
+)
+def test_a_protocol_is_read_as_the_api_means_it(text, expected):
+    assert expected is Protocol.of(text)
+
+
 def test_frontend_kinds_carry_the_words_of_rule_comments():
     assert [kind.value for kind in FrontendKind] == [
         "cluster IP",

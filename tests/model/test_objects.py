@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 
 import msgspec
@@ -261,3 +262,48 @@ def test_unset_conditions_stay_unset():
 def test_values_from_the_watch_cannot_be_changed(obj):
     with pytest.raises(AttributeError):
         obj.metadata = None
+
+
+# --- memory ---
+
+
+def received(obj):
+    return msgspec.json.decode(to_json(obj), type=type(obj))
+
+
+WEB = service(
+    "web", ports=[port(80, "http")], cluster_ips=("10.96.0.1",), ip_families=("IPv4",), type="x" * 9
+)
+WEB_SLICE = slice_("web-1", endpoint("10.0.0.1", node="n1"), ports=[slice_port(80, "http")])
+
+
+@pytest.mark.parametrize(
+    ("obj", "path"),
+    [
+        pytest.param(WEB, lambda o: o.metadata.namespace, id="namespace of a Service"),
+        pytest.param(WEB, lambda o: o.spec.type, id="type"),
+        pytest.param(WEB, lambda o: o.spec.ip_families, id="families"),
+        pytest.param(WEB, lambda o: o.spec.ports[0].name, id="port of a Service"),
+        pytest.param(WEB, lambda o: o.spec.ports[0].protocol, id="protocol of a Service"),
+        pytest.param(WEB_SLICE, lambda o: o.metadata.namespace, id="namespace of a slice"),
+        pytest.param(WEB_SLICE, lambda o: o.address_type, id="address type"),
+        pytest.param(WEB_SLICE, lambda o: o.endpoints[0].node_name, id="node"),
+        pytest.param(WEB_SLICE, lambda o: o.endpoints[0].conditions, id="conditions"),
+        pytest.param(WEB_SLICE, lambda o: o.ports[0].name, id="port of a slice"),
+        pytest.param(WEB_SLICE, lambda o: o.ports[0].protocol, id="protocol of a slice"),
+    ],
+)
+def test_what_many_objects_repeat_is_held_once(obj, path):
+    first, second = received(obj), received(obj)
+    assert path(obj) == path(first)
+    assert path(first) is path(second)
+
+
+def test_the_first_cluster_ip_is_held_once():
+    spec = received(WEB).spec
+    assert spec.cluster_ips[0] is spec.cluster_ip
+
+
+@pytest.mark.parametrize("obj", [WEB, WEB_SLICE, node()], ids=lambda o: type(o).__name__)
+def test_the_garbage_collector_does_not_visit_what_was_received(obj):
+    assert not gc.is_tracked(received(obj))

@@ -5,7 +5,7 @@ import pytest
 from pykubeproxy.model.kinds import Action, FrontendKind, Protocol
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.model.route import Frontend, PortKey, Route, Verdict
-from pykubeproxy.sync.flows import FlowIndex, FlowTable, Scope, flow_table, is_stale
+from pykubeproxy.sync.flows import FlowIndex, FlowTable, Scope, flow_table, is_stale, joined
 
 DNS = ServiceKey("kube-system", "dns")
 OTHER = ServiceKey("ns", "other")
@@ -99,7 +99,6 @@ def test_changed_endpoints_name_every_destination(index):
     index.update(DNS, [route({"10.1.0.2:53"}, node_port=30053)])
     scope = index.take_scope()
     assert scope == Scope(addresses=frozenset({("10.96.0.10", 53)}), node_ports=frozenset({30053}))
-    assert scope.size == 2
 
 
 def test_the_same_again_is_no_reason(index):
@@ -157,3 +156,37 @@ def test_a_table_is_a_copy(index):
     table = index.table()
     index.update(DNS, [])
     assert table.by_node_port == {30053: frozenset({"10.1.0.1:53"})}
+
+
+A, B = ("10.96.0.10", 53), ("10.96.0.11", 53)
+OLD, NEW = frozenset({"10.1.0.1:53"}), frozenset({"10.1.0.2:53"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        pytest.param(
+            (FlowTable({A: OLD}, {30053: OLD}), Scope(False, frozenset({A}), frozenset({30053}))),
+            (FlowTable({A: NEW, B: NEW}, {}), Scope(False, frozenset({A, B}))),
+            (
+                FlowTable({A: NEW, B: NEW}, {30053: OLD}),
+                Scope(False, frozenset({A, B}), frozenset({30053})),
+            ),
+            id="the newer endpoints count",
+        ),
+        pytest.param(
+            (FlowTable({A: OLD, B: OLD}, {}), Scope(everything=True)),
+            (FlowTable({A: NEW}, {}), Scope(False, frozenset({A}))),
+            (FlowTable({A: NEW, B: OLD}, {}), Scope(True, frozenset({A}))),
+            id="everything was asked for first",
+        ),
+        pytest.param(
+            (FlowTable({A: OLD}, {}), Scope(False, frozenset({A}))),
+            (FlowTable({B: NEW}, {}), Scope(everything=True)),
+            (FlowTable({B: NEW}, {}), Scope(everything=True)),
+            id="everything was asked for last",
+        ),
+    ],
+)
+def test_two_runs_become_one(first, second, expected):
+    assert expected == joined(*first, *second)

@@ -7,7 +7,7 @@ from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import Kind, ObjectKey, ServiceKey
 from pykubeproxy.sync.outcome import BASE, Applied, Change, Partly, Transaction
-from pykubeproxy.sync.reconciler import REFUSED_IN_A_ROW, Reconciler
+from pykubeproxy.sync.reconciler import REFUSED_IN_A_ROW, Reconciler, Report, Sent
 from pykubeproxy.sync.store import Store, Touched
 from tests.build import endpoint, port, service, slice_, slice_port
 from tests.fakes.dataplane import MemoryDataplane, PlainCompiler
@@ -178,6 +178,25 @@ def test_health_checks_are_told_per_service(world):
     assert world.reconciler.health_checks == {key("a"): (31000, 1)}
 
 
+def test_changed_health_checks_are_told_once(world):
+    def put(name, **fields):
+        world.store.put(service(name, type="LoadBalancer", external_policy="Local", **fields))
+
+    put("a", health_check_node_port=31000)
+    put("b", health_check_node_port=31001)
+    put("c")
+    world.run()
+    assert {key("a"): (31000, 0), key("b"): (31001, 0)} == world.reconciler.take_health_checks()
+    world.store.put(slice_("a", endpoint("10.0.0.1", node="node")))
+    world.drop("b")
+    world.run()
+    assert {key("a"): (31000, 1), key("b"): None} == world.reconciler.take_health_checks()
+    assert {key("a"): (31000, 1)} == world.reconciler.health_checks
+    world.store.put(slice_("c", endpoint("10.0.0.1")))
+    world.run()
+    assert {} == world.reconciler.take_health_checks()
+
+
 def test_ports_without_endpoints_here_are_counted(world):
     world.put("a", internal_policy="Local").run()
     assert world.reconciler.no_local_endpoints == (1, 0)
@@ -327,6 +346,18 @@ def test_a_deleted_service_leaves_quarantine(world):
     assert world.reconciler.quarantined == ()
 
 
+def test_who_goes_in_and_comes_out_of_quarantine_is_told_once(world):
+    world.put("a", "b")
+    world.kernel.refused = {key("a")}
+    world.run()
+    assert {key("a"): True} == world.reconciler.take_quarantine_changes()
+    world.now = world.reconciler.retry_at
+    world.kernel.refused.clear()
+    world.run()
+    assert {key("a"): False} == world.reconciler.take_quarantine_changes()
+    assert {} == world.reconciler.take_quarantine_changes()
+
+
 def test_nothing_is_due_without_quarantine(world):
     assert world.reconciler.retry_at is None
 
@@ -447,7 +478,6 @@ def test_strays_are_dropped(world):
 def test_a_restart_writes_nothing_that_is_there(world):
     world.put(*LETTERS).settle()
     world.restart()
-    world.store.touch_all()
     world.run()
     assert world.kernel.transactions == []
 
@@ -867,3 +897,44 @@ def test_services_that_nobody_outside_can_reach_are_not_counted(counts_services,
     world.store.put(slice_("a", endpoint("10.0.0.1")))
     world.run()
     assert expected == world.reconciler.no_local_endpoints
+
+
+def test_a_report_says_what_was_decided_compiled_and_written(world):
+    world.put("a", "b").run()
+    world.store.put(slice_("a", endpoint("10.0.0.2")))
+    report = world.run()
+    assert (1, 1, 2) == (report.services, report.routes, report.objects)
+    assert ({"tuple": 1}, {}) == (report.put, report.dropped)
+    assert report.planned
+
+
+def test_a_report_adds_up_what_was_sent_by_where_it_went():
+    report, nothing = Report(Family.IPV4), Transaction("nat", ())
+    report.add(nothing, Applied(lines=3, bytes=30, rules=1, chains=2))
+    report.add(nothing, Applied(lines=4, bytes=40, rules=2, chains=1))
+    report.add(Transaction("filter", ()), Applied(lines=1, bytes=2))
+    assert {"nat": Sent(7, 70, 3, 3), "filter": Sent(1, 2)} == report.sent
+    assert (8, 72) == (report.lines, report.bytes)
+
+
+def test_a_pass_that_could_not_look_planned_nothing(world):
+    world.kernel.refused = {BASE}
+    world.run()
+    assert not world.put("a").run().planned
+
+
+def test_rules_in_total_follow_what_is_wanted():
+    world = World()
+    world.reconciler = Reconciler(
+        Family.IPV4,
+        world.compiler,
+        world.kernel,
+        clock=lambda: world.now,
+        rules_of=lambda objects: {"nat": len(objects)},
+    )
+    world.put("a", "b").run()
+    assert {"nat": 5} == world.reconciler.rules
+    world.drop("a")
+    world.kernel.unknowns = ["before"]
+    world.run()
+    assert {"nat": 3} == world.reconciler.rules

@@ -190,9 +190,3 @@ def test_overlapping_service_cidrs_survive_the_deletion_of_one():
     store = filled(service_cidr("a", "10.0.0.0/8"), service_cidr("b", "10.0.0.0/8", "fd00::/64"))
     store.drop(Kind.SERVICE_CIDR, ObjectKey("", "a"))
     assert store.service_cidrs == ("10.0.0.0/8", "fd00::/64")
-
-
-def test_every_service_can_be_touched():
-    store = filled(service("web"), service("db"))
-    store.touch_all()
-    assert store.take() == Touched(frozenset({WEB, DB}))

@@ -124,15 +124,24 @@ def test_a_part_that_landed_is_not_written_again(tracker):
     assert tracker.changes() == [Change(A, {"y": 1}, {}, {})]
 
 
+def test_a_first_write_costs_no_copy_of_what_is_wanted(tracker):
+    tracker.want(A, {"x": 1, "y": 1})
+    (change,) = tracker.changes()
+    assert tracker.wanted(A) is change.put
+
+
+def test_what_is_settled_is_held_once(tracker):
+    tracker.want(A, {"x": 1, "y": 1})
+    for key in ("x", "y"):
+        tracker.confirm(Transaction("t", (Change(A, {key: 1}, {}, {}),)))
+    (applied,) = tracker.applied()
+    assert tracker.wanted(A) is applied
+
+
 def test_writing_does_not_change_what_is_wanted(tracker):
     settled(tracker, (A, {"x": 1}))
     tracker.confirm(Transaction("t", (Change(A, {}, {"x": 1}, {}),)))
     assert tracker.wanted(A) == {"x": 1}
-
-
-def test_objects_are_counted_as_applied(tracker):
-    settled(tracker, (A, {"x": 1, "y": 1}), (B, {"z": 1}))
-    assert tracker.object_count == 3
 
 
 # --- holding ---
@@ -219,6 +228,30 @@ def test_an_agreement_that_is_left_is_a_conflict(tracker):
     settled(tracker, (A, {"shared": 1}, "2024"), (B, {"shared": 1}, "2025"))
     tracker.want(A, {"shared": 2}, "2024")
     assert list(tracker.conflicts()) == [("shared", A, B)]
+
+
+def test_a_conflict_is_new_once(tracker):
+    tracker.want(A, {"shared": 1}, "2024")
+    tracker.want(B, {"shared": 2}, "2025")
+    assert [("shared", A, B)] == list(tracker.take_new_conflicts())
+    tracker.want(B, {"shared": 3}, "2025")
+    tracker.want(A, {"shared": 4}, "2024")
+    assert [] == list(tracker.take_new_conflicts())
+
+
+def test_a_conflict_with_another_winner_is_new(tracker):
+    for owner, age in ((A, "2024"), (B, "2025"), (C, "2026")):
+        tracker.want(owner, {"shared": age}, age)
+    list(tracker.take_new_conflicts())
+    tracker.want(A, {})
+    assert [("shared", B, C)] == list(tracker.take_new_conflicts())
+
+
+def test_a_conflict_that_is_over_before_anybody_asked_is_not_told(tracker):
+    tracker.want(A, {"shared": 1}, "2024")
+    tracker.want(B, {"shared": 2}, "2025")
+    tracker.want(B, {"shared": 1}, "2025")
+    assert [] == list(tracker.take_new_conflicts())
 
 
 def test_parts_go_with_what_they_are_part_of(tracker):
@@ -378,3 +411,41 @@ def test_a_stray_that_is_wanted_again_is_not_dropped(tracker):
     tracker.align(Kernel({"x": 1}, strays=["x"]))
     tracker.want(A, {"x": 2})
     assert [change.owner for change in tracker.changes() if "x" in change.drop] == []
+
+
+# --- rules in total ---
+
+
+def lengths(objects):
+    """Values are as many rules as they say, in the table their key begins with."""
+    counts = {}
+    for key, value in objects.items():
+        counts[key[0]] = counts.get(key[0], 0) + value
+    return counts
+
+
+def test_rules_are_counted_as_they_come_and_go():
+    tracker = Tracker(claim, lengths)
+    tracker.want(A, {"n1": 3, "n2": 1, "f": 1})
+    tracker.want(B, {"n3": 5})
+    tracker.want(A, {"n1": 4})
+    assert {"n": 9, "f": 0} == tracker.rules
+    tracker.want(B, {})
+    assert {"n": 4, "f": 0} == tracker.rules
+
+
+def test_what_is_wanted_counts_whatever_the_kernel_holds():
+    tracker = Tracker(claim, lengths)
+    settled(tracker, (A, {"n1": 3}))
+    tracker.align(Kernel({"n9": 7}, strays=["n9"]))
+    assert {"n": 3} == tracker.rules
+
+
+def test_rules_of_unchanged_owners_are_not_counted_again():
+    counted = []
+    tracker = Tracker(claim, lambda objects: counted.append(objects) or {})
+    settled(tracker, (A, {"n1": 3}), (B, {"n2": 3}))
+    counted.clear()
+    tracker.want(A, {"n1": 3})
+    tracker.want(B, {"n2": 4})
+    assert [{"n2": 3}, {"n2": 4}] == counted
