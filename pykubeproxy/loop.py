@@ -6,7 +6,9 @@ health, Events, conntrack) is told to a `Listener`, which must not block.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from threading import Event as StopEvent
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -34,9 +36,9 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 QUIET_SECONDS = 5.0
-"""How long nothing must have changed before the slow read-back that fingerprints are made of."""
+"""How long nothing must have changed before what was written is read back and remembered."""
 VERIFY_SECONDS = 3600.0
-"""How often the kernel is read back and compared although nothing seems wrong."""
+"""How often it is made sure that the kernel holds what it should, although nothing seems wrong."""
 PATIENCE_SECONDS = 10.0
 """How long to wait for first lists before saying so, and between sayings."""
 
@@ -109,7 +111,9 @@ class SyncLoop:
         clock: Callable[[], float],
         stop: StopEvent,
         suspicions: Suspicions | None = None,
+        beside: Callable[[Callable[[], None]], None] = lambda job: job(),
     ) -> None:
+        """*beside* runs slow looks at the kernel, one at a time, on a thread of their own."""
         self._config = config
         self._node_name = node_name
         self._kinds = kinds
@@ -123,11 +127,14 @@ class SyncLoop:
         self._contexts: dict[Family, NodeContext] = {}
         self._contexts_stale = True
         self._ready = False
-        self._verified_at = self._clock()
+        self._verify_at = self._clock() + VERIFY_SECONDS
         self._failing: dict[Family, str] = {}
         self._said: set[tuple[ServiceKey, str]] = set()
         self._probe_at = self._clock() + config.sync_period_seconds
         self._learn_at: float | None = None
+        self._beside = beside
+        self._learning: set[Family] = set()
+        self._verdicts: deque[tuple[FamilyProxy[Any, Any], bool | None, bool]] = deque()
         self._tend_at: float | None = None
         self._suspicions = suspicions or Suspicions(mailbox)
         self._complain_at = self._clock() + PATIENCE_SECONDS
@@ -142,6 +149,7 @@ class SyncLoop:
             self._mailbox.wait(self._next_wait())
             if not self._stop.is_set():
                 self.step()
+        self._remember()
 
     def step(self) -> None:
         """Do all that is due now."""
@@ -158,6 +166,7 @@ class SyncLoop:
             self._sync()
         self._tend()
         self._probe_if_due()
+        self._judge()
         self._learn_if_quiet()
 
     # --- receiving ---
@@ -241,10 +250,6 @@ class SyncLoop:
         self._said.clear()
         touched = self._store.take()
         succeeded = True
-        if started - self._verified_at >= VERIFY_SECONDS:
-            self._verified_at = started
-            for proxy in self._families:
-                proxy.reconciler.distrust()
         for proxy in self._families:
             succeeded = self._sync_family(proxy, touched) and succeeded
         now = self._clock()
@@ -347,25 +352,67 @@ class SyncLoop:
             self._pacer.urge(now)
 
     def _learn_if_quiet(self) -> None:
-        if self._learn_at is None or self._clock() < self._learn_at:
+        now = self._clock()
+        if now >= self._verify_at:
+            self._verify_at = now + VERIFY_SECONDS
+            for proxy in self._families:
+                proxy.reconciler.recheck()
+            # With a change under way, once it is quiet again.
+            self._learn_at = self._learn_at or now
+        if self._learn_at is None or now < self._learn_at:
             return
         self._learn_at = None
         for proxy in self._families:
+            if proxy.family in self._learning:
+                self._learn_at = now + QUIET_SECONDS
+                continue
+            lesson = proxy.reconciler.lesson()
+            if lesson is not None:
+                self._learning.add(proxy.family)
+                self._beside(partial(self._learn, proxy, lesson))
+        self._judge()
+
+    def _learn(self, proxy: FamilyProxy[Any, Any], lesson: Callable[[], bool | None]) -> None:
+        """Not on the sync thread."""
+        verdict, failed = None, False
+        try:
+            verdict = lesson()
+        except HostError as error:
+            failed = True
+            log.warning("rules not read back", family=proxy.family.value, reason=str(error))
+        self._verdicts.append((proxy, verdict, failed))
+        self._mailbox.wake()
+
+    def _judge(self) -> None:
+        """Hear what was found beside."""
+        while self._verdicts:
+            proxy, verdict, failed = self._verdicts.popleft()
+            self._learning.discard(proxy.family)
+            if proxy.reconciler.judge(verdict):
+                log.warning(
+                    "somebody edited our rules, writing them again", family=proxy.family.value
+                )
+                self._listener.repairing(proxy.family)
+                self._pacer.urge(self._clock())
+            elif verdict is None and not failed and self._learn_at is None:
+                self._learn_at = self._clock() + QUIET_SECONDS
+
+    def _remember(self) -> None:
+        """Have it noted what is written by now, for the next start."""
+        for proxy in self._families:
             try:
-                if not proxy.reconciler.learn():
-                    log.warning(
-                        "somebody edited our rules, writing them again", family=proxy.family.value
-                    )
-                    self._listener.repairing(proxy.family)
-                    self._pacer.urge(self._clock())
+                proxy.reconciler.learn()
             except HostError as error:
-                log.warning("rules not read back", reason=str(error))
+                log.warning("rules not remembered", family=proxy.family.value, reason=str(error))
 
     def _next_wait(self) -> float | None:
         now = self._clock()
         if not self._ready:
             return max(0.0, self._complain_at - now)
-        moments = [self._probe_at, self._pacer.next_at, self._learn_at, self._tend_at]
+        moments = [
+            *(self._probe_at, self._pacer.next_at, self._learn_at, self._tend_at),
+            self._verify_at,
+        ]
         return max(0.0, min(m for m in moments if m is not None) - now)
 
 

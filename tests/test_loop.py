@@ -241,11 +241,102 @@ def test_flushed_objects_come_back_without_a_change_in_the_api(started):
 
 
 def test_the_kernel_is_compared_every_hour_although_nothing_seems_wrong(started):
-    before = started.kernel.observations
+    started.step(QUIET_SECONDS)
     started.kernel.objects[POOL] = ("somebody's edit",)
-    started.step(VERIFY_SECONDS + 60)
-    assert started.kernel.observations > before
+    started.step(VERIFY_SECONDS - QUIET_SECONDS - 1)
+    assert 1 == started.kernel.learned
+    assert 1 == started.loop._next_wait()
+    started.step(1)
+    # A resync was less than that ago.
+    started.step(QUIET_SECONDS)
+    assert 2 == started.kernel.learned
+    started.step()
+    assert [Family.IPV4] == started.heard.repairs
     assert started.kernel.objects[POOL] == ("10.244.0.1:8080",)
+
+
+class Beside:
+    """Keeps what is to be done beside until it is told to do it."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def __call__(self, job):
+        self.jobs.append(job)
+
+    def work(self):
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
+
+
+@pytest.fixture
+def patient(started):
+    """A loop whose looks at the kernel take their time."""
+    started.loop._beside = Beside()
+    started.step(QUIET_SECONDS)
+    return started
+
+
+def test_a_change_waits_for_no_look_at_the_kernel(patient):
+    assert 1 == len(patient.loop._beside.jobs)
+    patient.mailbox.put(Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint("10.244.0.2"))))
+    patient.step(5)
+    assert patient.kernel.objects[POOL] == ("10.244.0.2:8080",)
+
+
+def test_the_end_of_a_look_wakes_the_loop_and_is_acted_upon(patient):
+    patient.kernel.objects[POOL] = ("somebody's edit",)
+    patient.mailbox.wait(0)
+    patient.loop._beside.work()
+    patient.mailbox.wait(None)  # would wait for ever
+    patient.step()
+    patient.step()
+    assert [Family.IPV4] == patient.heard.repairs
+    assert patient.kernel.objects[POOL] == ("10.244.0.1:8080",)
+
+
+def test_one_look_at_a_time(patient):
+    patient.mailbox.put(Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint("10.244.0.2"))))
+    patient.step(5)
+    patient.step(QUIET_SECONDS)
+    assert 1 == len(patient.loop._beside.jobs)
+    patient.loop._beside.work()
+    patient.step(QUIET_SECONDS)
+    assert 1 == len(patient.loop._beside.jobs)
+
+
+def test_a_look_that_was_disturbed_is_repeated_when_it_is_quiet(patient):
+    patient.kernel.disturbed = True
+    patient.loop._beside.work()
+    patient.kernel.disturbed = False
+    patient.step()
+    assert [] == patient.loop._beside.jobs
+    patient.step(QUIET_SECONDS)
+    patient.loop._beside.work()
+    assert 1 == patient.kernel.learned
+
+
+def test_a_look_that_fails_is_not_repeated_at_once(patient):
+    patient.kernel.broken = "iptables-save fails"
+    patient.loop._beside.work()
+    patient.step(QUIET_SECONDS)
+    assert [] == patient.loop._beside.jobs
+    assert [] == patient.heard.repairs
+
+
+def test_what_was_written_is_remembered_at_the_end(started):
+    started.loop._stop.set()
+    started.mailbox.wake()
+    started.loop.run()
+    assert 1 == started.kernel.learned
+
+
+def test_the_end_does_not_mind_a_kernel_that_cannot_be_read(started):
+    started.kernel.broken = "iptables-save fails"
+    started.loop._stop.set()
+    started.loop.run()
+    assert 0 == started.kernel.learned
 
 
 def test_fingerprints_are_learnt_once_when_it_is_quiet(started):
@@ -280,9 +371,8 @@ def test_an_expired_quarantine_does_not_defeat_the_backoff_of_failures(started):
 
 
 def test_an_edit_by_somebody_else_is_found_when_fingerprints_are_learnt(started):
-    started.kernel.learns_well = False
-    started.step(QUIET_SECONDS + 1)
     started.kernel.objects[POOL] = ("somebody's edit",)
+    started.step(QUIET_SECONDS + 1)
     started.step()
     assert started.heard.repairs == [Family.IPV4]
     assert started.kernel.objects[POOL] == ("10.244.0.1:8080",)

@@ -46,6 +46,7 @@ class ApiDaemon(RunningDaemon):
                     f"--iptables-variant={self.variant}",
                     "--hostname-override=node",
                     f"--kubeconfig={self._kubeconfig}",
+                    f"--state-directory={self.log.parent / 'state'}",
                     "-v=2",
                     *self._flags,
                 ),

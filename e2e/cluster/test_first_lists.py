@@ -9,6 +9,7 @@ import pytest
 from e2e.cluster.api import StandIn
 from e2e.cluster.objects import put_web, web
 from e2e.cluster.process import ApiDaemon, eventually
+from pykubeproxy.iptables.names import index_depth
 from tests.build import manifest
 from tests.fakes.apiserver import Answer, Request
 from tests.fakes.apistore import encode_token
@@ -89,7 +90,8 @@ def test_2000_services_arrive_complete_in_pages(stand_in: StandIn, daemon: ApiDa
         lambda: daemon.answered_by("10.100.7.250") in ("p1", "p2"), "the last one answers", 60
     )
     assert daemon.answered_by(address) == "p1"
-    assert sum(chain.startswith("KUBE-SVC-") for chain in daemon.chains()) == 2001
+    chains = [chain for chain in daemon.chains() if index_depth(chain) is None]
+    assert sum(chain.startswith("KUBE-SVC-") for chain in chains) == 2001
     assert sum(chain.startswith("KUBE-SEP-") for chain in daemon.chains()) == 4001
     pages = [r for r in stand_in.server.requests if is_list_of("services", r)]
     assert [("continue" in r.query, r.query["limit"]) for r in pages] == [

@@ -55,9 +55,12 @@ def packets_on_wire(world: World, family: Family, place: Place) -> list[Packet]:
 class ProxiedLab:
     """Context manager: one lab, one daemon, all *worlds* (which share their settings)."""
 
-    def __init__(self, variant: str, worlds: Sequence[World], mode: str = "iptables") -> None:
+    def __init__(
+        self, variant: str, worlds: Sequence[World], mode: str = "iptables", index: str = "auto"
+    ) -> None:
         self._variant = variant
         self._mode = mode
+        self._index = index
         self._worlds = {world.name: (Place(i), world) for i, world in enumerate(worlds, start=1)}
         self._parts = ExitStack()
         self.lab = Lab()
@@ -74,8 +77,10 @@ class ProxiedLab:
             flags = [
                 f"--proxy-mode={self._mode}",
                 f"--iptables-variant={self._variant}",
+                f"--iptables-service-index={self._index}",
                 "--hostname-override=node",
                 f"--manifests={self.manifests}",
+                "--state-directory=",
                 "--v=2",
             ]
             output = self._parts.enter_context(self.log.open("wb"))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import re
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from e2e.kernel.running import RunningDaemon, eventually
+from e2e.kernel.running import Customers, RunningDaemon, eventually
 from e2e.lab import REFUSED, TIMEOUT, Answer, Lab
 from pykubeproxy.model.objects import EndpointSlice, Service
 from tests.build import endpoint, port, service, slice_, slice_port
@@ -131,31 +130,8 @@ def test_starting_again_changes_no_rule_and_breaks_no_connection(daemon: Running
     connection.close()
 
 
-class Customer:
-    """Connects from outside again and again until told to stop; remembers every failure."""
-
-    def __init__(self, lab: Lab, ip: str) -> None:
-        self._lab, self._ip = lab, ip
-        self._stop = threading.Event()
-        self.served = 0
-        self.failures: list[object] = []
-        self._thread = threading.Thread(target=self._shop)
-
-    def __enter__(self) -> Customer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _shop(self) -> None:
-        while not self._stop.is_set():
-            reply = self._lab.probe("client", self._ip, 80, timeout=0.9)
-            if isinstance(reply, Answer):
-                self.served += 1
-            else:
-                self.failures.append(reply)
+def customers_of_web(lab: Lab) -> Customers:
+    return Customers(lab, ("client", WEB, 80, "TCP"), timeout=0.9)
 
 
 def test_no_connection_fails_while_the_daemon_is_replaced(daemon: RunningDaemon) -> None:
@@ -164,24 +140,23 @@ def test_no_connection_fails_while_the_daemon_is_replaced(daemon: RunningDaemon)
     daemon.write("many", *many)
     daemon.write("web", *web("p1", "p2"))
     daemon.start()
-    with Customer(daemon.lab, WEB) as customer:
+    with customers_of_web(daemon.lab) as customers:
         daemon.stop()
         daemon.start()
-        seen = customer.served
-        eventually(lambda: customer.served > seen + 50, "the customer goes on")
-    assert customer.failures == []
+        customers.go_on(50)
+    assert customers.failures == []
 
 
 def test_no_connection_fails_while_endpoints_change(daemon: RunningDaemon) -> None:
     daemon.write("web", *web("p1"))
     daemon.start()
-    with Customer(daemon.lab, WEB) as customer:
+    with customers_of_web(daemon.lab) as customers:
         for pods in (("p1", "p2"), ("p2",), ("p2", "p3"), ("p1", "p2", "p3"), ("p1",)) * 4:
             before = daemon.synced()
             daemon.write("web", *web(*pods))
             eventually(lambda before=before: daemon.synced() > before, "a pass")
-    assert customer.failures == []
-    assert customer.served > 50
+    assert customers.failures == []
+    assert customers.rounds > 20
 
 
 def test_the_variant_of_kubelets_hint_chain_is_used(lab: Lab, variant: str, tmp_path: Path) -> None:

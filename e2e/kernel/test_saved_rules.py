@@ -18,7 +18,7 @@ from threading import Event
 import pytest
 
 from e2e.lab import Lab
-from pykubeproxy.host.exec import Finished, Killed, Result, run
+from pykubeproxy.host.exec import Finished, Input, Killed, Result, run
 from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
 from pykubeproxy.iptables.kernel import Runner, XtablesDataplane, read_tables
 from pykubeproxy.iptables.objects import Key, Rules
@@ -96,7 +96,7 @@ def _ordered(chain: str, rules: list[str]) -> list[str]:
 
 
 def in_node(lab: Lab) -> Runner:
-    def runner(argv: Sequence[str], input: bytes | None, timeout_seconds: float) -> Result:
+    def runner(argv: Sequence[str], input: Input | None, timeout_seconds: float) -> Result:
         return run(lab.argv("node", argv), input, timeout_seconds)
 
     return runner
@@ -141,7 +141,7 @@ def test_every_pass_of_a_history_leaves_what_was_wanted(
     in_kernel = in_node(lab)
     armed: list[str] = []
 
-    def unreliable(argv: Sequence[str], input: bytes | None, timeout_seconds: float) -> Result:
+    def unreliable(argv: Sequence[str], input: Input | None, timeout_seconds: float) -> Result:
         if armed and argv[0].endswith("-restore"):
             if armed.pop() == "after":
                 in_kernel(argv, input, timeout_seconds)

@@ -9,13 +9,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 from msgspec import Struct
 
-__all__ = ["Finished", "Killed", "NotStarted", "Result", "TimedOut", "run"]
+__all__ = ["Finished", "Input", "Killed", "NotStarted", "Result", "Stream", "TimedOut", "run"]
 
 _SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # How long to wait for the pipes of a killed tool: a grandchild outside its group may hold them.
@@ -60,9 +61,21 @@ class Killed(Struct, frozen=True):
 Result = Finished | NotStarted | TimedOut | Killed
 
 
+class Stream(Struct, frozen=True):
+    """Input that is made while the tool reads it: neither waits for all of it, or holds it."""
+
+    chunks: Callable[[], Iterator[bytes]]
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.chunks())
+
+
+Input = bytes | Stream
+
+
 def run(
     argv: Sequence[str],
-    input: bytes | None,
+    input: Input | None,
     timeout_seconds: float,
     cancel: Event | None = None,
 ) -> Result:
@@ -92,7 +105,7 @@ def run(
     with process:
         try:
             with _killed_when(cancel, process):
-                stdout, stderr = process.communicate(input, timeout=timeout_seconds)
+                stdout, stderr = _communicate(process, input, timeout_seconds)
         except subprocess.TimeoutExpired:
             _kill_group(process)
             return TimedOut(timeout_seconds, _rest_of_stderr(process))
@@ -102,6 +115,36 @@ def run(
     if process.returncode < 0:
         return Killed(-process.returncode, stderr)
     return Finished(process.returncode, stdout, stderr)
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], input: Input | None, timeout_seconds: float
+) -> tuple[bytes, bytes]:
+    """`Popen.communicate`, which knows no input in pieces."""
+    if not isinstance(input, Stream):
+        return process.communicate(input, timeout=timeout_seconds)
+    pipe, process.stdin = process.stdin, None
+    assert pipe is not None
+    with ThreadPoolExecutor(1, "output") as reader:
+        # A tool that hangs is killed when its time is up, which also ends a write to it.
+        output = reader.submit(_output, process, timeout_seconds)
+        try:
+            with suppress(BrokenPipeError), pipe:
+                for chunk in input.chunks():
+                    pipe.write(chunk)
+                    pipe.flush()
+        except BaseException:
+            _kill_group(process)
+            raise
+        return output.result()
+
+
+def _output(process: subprocess.Popen[bytes], timeout_seconds: float) -> tuple[bytes, bytes]:
+    try:
+        return process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        _kill_group(process)
+        raise
 
 
 @contextmanager

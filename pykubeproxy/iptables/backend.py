@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import structlog
+from msgspec.structs import replace
 
 from pykubeproxy.backend import Backend, Surroundings
 from pykubeproxy.host import nfacct, sysctls
@@ -16,25 +17,36 @@ from pykubeproxy.iptables.compile import (
     IptablesCompiler,
     XtablesSettings,
 )
-from pykubeproxy.iptables.kernel import XtablesDataplane
+from pykubeproxy.iptables.custody import Custody
+from pykubeproxy.iptables.index import Sizes
+from pykubeproxy.iptables.kernel import QUICK_SECONDS, XtablesDataplane
+from pykubeproxy.iptables.ledger import Ledger
 from pykubeproxy.iptables.node import random_fully
-from pykubeproxy.iptables.objects import Key, Rules
+from pykubeproxy.iptables.objects import Key, Rules, rules_by_table
 from pykubeproxy.iptables.tools import LOCK_SECONDS, Tools
+from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.loop import FamilyProxy
 from pykubeproxy.metrics import Metrics
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.sync.context import localhost_serves_nodeports
 from pykubeproxy.sync.reconciler import Reconciler
 
-__all__ = ["build", "rules_dataplane"]
+__all__ = ["build", "is_state_file", "rules_dataplane"]
 
 log = structlog.get_logger(__name__)
+
+SIZES = {"auto": Sizes(), "always": Sizes(above=0), "never": Sizes(above=None)}
+"""When shared chains are trees, by ``--iptables-service-index``."""
+STATE_FILE = "iptables-"
+"""How the names of files in the state directory begin."""
 
 
 def build(around: Surroundings) -> Backend:
     """Raises HostError for a kernel parameter that is needed and refused."""
     book = AddressBook() if around.config.nodeport_addresses else None
-    families = [_family(around, tools, book) for tools in around.tools.values()]
+    # One for both families: the kernel counts the changes of all together.
+    custody = Custody(around.generation)
+    families = [_family(around, tools, book, custody) for tools in around.tools.values()]
     _follow_counters(around.metrics)
     return Backend(
         families,
@@ -43,25 +55,48 @@ def build(around: Surroundings) -> Backend:
     )
 
 
-def rules_dataplane(around: Surroundings, tools: Tools) -> XtablesDataplane:
+def is_state_file(name: str) -> bool:
+    """Tell whether a file in the state directory is one of this mode."""
+    return name.lstrip(".").startswith(STATE_FILE)
+
+
+def rules_dataplane(
+    around: Surroundings, tools: Tools, ledger: Ledger | None = None
+) -> XtablesDataplane:
     """What writes iptables rules, in whatever mode."""
     return XtablesDataplane(
         tools,
         partial(_waiting, around.metrics, tools.family),
         around.stop,
         partial(run_program, cancel=around.stop),
+        sizes=SIZES[around.config.iptables_service_index],
+        ledger=ledger,
+        clock=around.clock,
     )
 
 
 def _family(
-    around: Surroundings, tools: Tools, book: AddressBook | None
+    around: Surroundings, tools: Tools, book: AddressBook | None, custody: Custody
 ) -> FamilyProxy[Key, Rules]:
     family = tools.family
-    dataplane = rules_dataplane(around, tools)
+    dataplane = rules_dataplane(around, tools, _ledger(around, tools, custody))
+    dataplane.read_ahead(around.beside)
     compiler = IptablesCompiler(_settings(around, tools))
-    reconciler = Reconciler(family, compiler, dataplane, around.clock)
+    reconciler = Reconciler(family, compiler, dataplane, around.clock, rules_of=rules_by_table)
     addresses = partial(book.addresses, family) if book else None
     return FamilyProxy(family, reconciler, dataplane, addresses)
+
+
+def _ledger(around: Surroundings, tools: Tools, custody: Custody) -> Ledger:
+    """The books of one family, continued where the last run left them."""
+    custody = custody if tools.variant is Variant.NFT else Custody()
+    if around.state is None:
+        return Ledger(custody)
+    version = around.ask(replace(tools, family=Family.IPV4).version(), None, QUICK_SECONDS)
+    boot, namespace = around.place
+    words = (boot, namespace, tools.variant, str(tools.family), str(version))
+    name = f"{STATE_FILE}{tools.family}-{tools.variant}-{namespace}"
+    return Ledger(custody, around.state.file(name), "\n".join(words).encode())
 
 
 def _settings(around: Surroundings, tools: Tools) -> XtablesSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from msgspec import Struct
 
 from pykubeproxy.iptables.names import (
@@ -15,8 +17,7 @@ from pykubeproxy.iptables.names import (
     POSTROUTING,
     PROXY_FIREWALL,
     SERVICES,
-    endpoint_hash,
-    port_hash,
+    chain_hashes,
 )
 from pykubeproxy.iptables.objects import (
     Chain,
@@ -217,10 +218,18 @@ class _RouteCompiler:
         self._node = node
         self._settings = settings
         self._endpoint_comments = endpoint_comments
-        self._seps: dict[Endpoint, str] = {}
         self._name = str(route.key)
         self._protocol = route.key.protocol.lower()
-        digest = port_hash(route.key)
+        endpoints = route.cluster_endpoints
+        if route.local_endpoints:
+            endpoints = tuple(dict.fromkeys((*endpoints, *route.local_endpoints)))
+        texts = [str(endpoint) for endpoint in endpoints]
+        digest, digests = chain_hashes(self._name, self._protocol, texts)
+        # Text and chain of each endpoint: asked for several times, and hashing is dear.
+        self._endpoints = {
+            endpoint: (text, f"KUBE-SEP-{short}")
+            for endpoint, text, short in zip(endpoints, texts, digests, strict=True)
+        }
         self._svc = f"KUBE-SVC-{digest}"
         self._svl = f"KUBE-SVL-{digest}"
         self._ext = f"KUBE-EXT-{digest}"
@@ -342,8 +351,7 @@ class _RouteCompiler:
             self.objects[Chain("nat", self._svl)] = head.get(self._svl, ()) + self._pick_rules(
                 route.local_endpoints
             )
-        for endpoint in dict.fromkeys((*route.cluster_endpoints, *route.local_endpoints)):
-            self.objects[Chain("nat", self._sep(endpoint))] = self._endpoint_rules(endpoint)
+        self._endpoint_chains()
 
     def _masquerade_rules(self) -> dict[str, Rules]:
         """Rules at the head of the internal pool's chain, by chain name.
@@ -409,48 +417,43 @@ class _RouteCompiler:
         count = len(endpoints)
         sticky: list[str] = []
         random: list[str] = []
-        for index, endpoint in enumerate(endpoints):
-            sep = self._sep(endpoint)
-            comment = (
-                f'-m comment --comment "{self._name} -> {endpoint}" '
-                if self._endpoint_comments
-                else ""
-            )
+        comment = ""
+        for left, endpoint in zip(range(count, 0, -1), endpoints, strict=True):
+            text, sep = self._endpoints[endpoint]
+            if self._endpoint_comments:
+                comment = f'-m comment --comment "{self._name} -> {text}" '
             if timeout:
                 sticky.append(
                     f"{comment}-m recent --name {sep} --rcheck --seconds {timeout} --reap -j {sep}"
                 )
-            if index < count - 1:
-                # Ten decimals: 1/100001 must stay below 1/100000.
-                chance = 1 / (count - index)
-                comment += f"-m statistic --mode random --probability {chance:.10f} "
-            random.append(f"{comment}-j {sep}")
+            random.append(f"{comment}{_one_of(left)}-j {sep}")
         return (*sticky, *random)
 
-    def _endpoint_rules(self, endpoint: Endpoint) -> Rules:
-        sep = self._sep(endpoint)
+    def _endpoint_chains(self) -> None:
+        # With `_pick_rules` the hot loop of a first pass: what does not change is outside.
         comment = f"-m comment --comment {self._name} " if self._endpoint_comments else ""
-        remember = f"-m recent --name {sep} --set " if self._route.affinity_seconds else ""
-        return (
-            f"{comment}-s {endpoint.address} -j {MARK_MASQ}",
-            f"{comment}{remember}-m {self._protocol} -p {self._protocol} "
-            f"-j DNAT --to-destination {endpoint}",
-        )
+        send = f"-m {self._protocol} -p {self._protocol} -j DNAT --to-destination"
+        sticky, objects = self._route.affinity_seconds, self.objects
+        for endpoint, (text, sep) in self._endpoints.items():
+            remember = f"-m recent --name {sep} --set " if sticky else ""
+            objects[Chain("nat", sep)] = (
+                f"{comment}-s {endpoint.address} -j {MARK_MASQ}",
+                f"{comment}{remember}{send} {text}",
+            )
 
     # --- words ---
 
     def _pool_chain(self, pool: Pool) -> str:
         return self._svc if pool is Pool.CLUSTER else self._svl
 
-    def _sep(self, endpoint: Endpoint) -> str:
-        # Asked for three times per endpoint, and hashing is a third of a first compile.
-        name = self._seps.get(endpoint)
-        if name is None:
-            name = f"KUBE-SEP-{endpoint_hash(self._route.key, str(endpoint))}"
-            self._seps[endpoint] = name
-        return name
-
     def _pods(self, *, inverted: bool) -> str:
         pods = self._node.pod_traffic
         assert pods is not None, "asked how to tell pods where nothing tells them"
         return pod_match(pods, inverted=inverted)
+
+
+@lru_cache(maxsize=1024)
+def _one_of(count: int) -> str:
+    """The match that lets one of *count* connections through; the last rule needs none."""
+    # Ten decimals: 1/100001 must stay below 1/100000.
+    return f"-m statistic --mode random --probability {1 / count:.10f} " if count > 1 else ""

@@ -13,9 +13,11 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 
+import msgspec
 from msgspec import Struct
 
-from pykubeproxy.iptables.objects import DispatchRule, Rules, SharedChain, TailRule
+from pykubeproxy.iptables.names import EXTERNAL_SERVICES, NODEPORTS, PROXY_FIREWALL, SERVICES
+from pykubeproxy.iptables.objects import DispatchRule, Key, Rules, SharedChain, TailRule
 from pykubeproxy.iptables.prefixtree import (
     PORT_BITS,
     PROTOCOL_BITS,
@@ -26,12 +28,15 @@ from pykubeproxy.iptables.prefixtree import (
 )
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.sync.outcome import Transaction
 
 __all__ = [
+    "INDEXED",
     "INDEX_ABOVE",
     "ChainIndex",
     "Edit",
     "Held",
+    "Indexes",
     "Member",
     "Sizes",
     "TreeChain",
@@ -39,12 +44,23 @@ __all__ = [
 ]
 
 INDEX_ABOVE = 500
-"""Rules of a shared chain from which on walking them costs more than the jumps of a tree."""
+"""Destinations in a shared chain from which on walking them costs more than a tree's jumps."""
 LIST_BELOW = 0.8
 """Share of that number below which the list comes back: not at every change around it."""
 LEAF_RULES = 8
 REBUILD_SHARE = 8
 """If more than one member in so many changes, making the tree anew takes less time."""
+
+INDEXED = frozenset(
+    {
+        SharedChain("nat", SERVICES),
+        SharedChain("nat", NODEPORTS),
+        SharedChain("filter", SERVICES),
+        SharedChain("filter", EXTERNAL_SERVICES),
+        SharedChain("filter", NODEPORTS),
+        SharedChain("filter", PROXY_FIREWALL),
+    }
+)
 
 Member = DispatchRule | TailRule
 Held = tuple[ServiceKey | None, Rules]
@@ -54,17 +70,17 @@ Held = tuple[ServiceKey | None, Rules]
 class Sizes(Struct, frozen=True):
     """When a shared chain is a tree, and how many rules a leaf chain takes.
 
-    ``above``: the most rules of a list; ``None``: it is never a tree.
+    ``above``: the most destinations in a list; ``None``: it is never a tree.
     """
 
     above: int | None = INDEX_ABOVE
     leaf_rules: int = LEAF_RULES
 
-    def wants_tree(self, rules: int, *, is_tree: bool) -> bool:
-        """Tell whether so many rules make a tree, where there is one now or not."""
+    def wants_tree(self, destinations: int, *, is_tree: bool) -> bool:
+        """Tell whether so many make a tree, where there is one now or not."""
         if self.above is None:
             return False
-        return rules > (self.above * LIST_BELOW if is_tree else self.above)
+        return destinations > (self.above * LIST_BELOW if is_tree else self.above)
 
 
 class Edit(Struct, frozen=True):
@@ -93,12 +109,14 @@ def tree_chains(
     shared: SharedChain, family: Family, sizes: Sizes, members: Mapping[Member, Rules]
 ) -> dict[str, TreeChain]:
     """Return the chains, by name, that *members* amount to as a tree."""
+    return _forest_of(shared, family, sizes, members).chains()
+
+
+def _forest_of(
+    shared: SharedChain, family: Family, sizes: Sizes, members: Mapping[Member, Rules]
+) -> _Forest:
     held: dict[Member, Held] = {key: (None, rules) for key, rules in members.items()}
-    forest = _Forest(shared, family, sizes.leaf_rules, held)
-    return {
-        name: TreeChain(forest.filled[name], inside, above)
-        for name, (inside, above) in forest.members().items()
-    }
+    return _Forest(shared, family, sizes.leaf_rules, held)
 
 
 class ChainIndex:
@@ -113,7 +131,7 @@ class ChainIndex:
         self._family = family
         self._sizes = sizes
         self._members: dict[Member, Held] = {}
-        self._rules = 0
+        self._count = 0
         self._forest: _Forest | None = None
         self._take_back: Callable[[], object] = lambda: None
 
@@ -125,11 +143,20 @@ class ChainIndex:
         """Tell whether *chain* is one of the tree."""
         return self._forest is not None and chain in self._forest.filled
 
-    def hold(self, members: Mapping[Member, Rules], *, as_tree: bool) -> None:
-        """Note what the kernel was seen to hold."""
+    def written(self) -> dict[str, TreeChain] | None:
+        """Return the chains as they were written, members apart; ``None`` for a list."""
+        if self._forest is None:
+            return None
+        filled = dict(self._forest.filled)
+        return {name: TreeChain(rules, (), None) for name, rules in filled.items()}
+
+    def hold(
+        self, members: Mapping[Member, Rules], *, as_tree: bool, forest: _Forest | None = None
+    ) -> None:
+        """Note what the kernel was seen to hold; *forest* are these members, if planted already."""
         self._clear()
         self._note({key: (None, rules) for key, rules in members.items()})
-        self._forest = self._planted() if as_tree else None
+        self._forest = (forest or self._planted()) if as_tree else None
 
     def edit(
         self, puts: Mapping[Member, Held], drops: Iterable[Member], *, reset: bool
@@ -140,7 +167,7 @@ class ChainIndex:
         """
         gone = [key for key in drops if key in self._members and key not in puts]
         if reset:
-            before = self._members, self._rules, self._forest
+            before = self._members, self._count, self._forest
             self._take_back = lambda: self._restore(*before)
             self._clear()
             edit = self._change(puts, (), as_tree=None)
@@ -163,13 +190,12 @@ class ChainIndex:
     ) -> Edit | None:
         changed = {key: held for key, held in puts.items() if self._members.get(key) != held}
         for key in drops:
-            self._rules -= _counted(key, self._members.pop(key)[1])
-        for key in changed.keys() & self._members.keys():
-            self._rules -= _counted(key, self._members[key][1])
+            del self._members[key]
+        self._count -= _destinations(drops)
         replaced = [key for key in changed if key in self._members]
         self._note(changed)
         if as_tree is None:
-            as_tree = self._sizes.wants_tree(self._rules, is_tree=self.is_tree)
+            as_tree = self._sizes.wants_tree(self._count, is_tree=self.is_tree)
         before, self._forest = self._forest, None
         if not as_tree:
             if before is None:
@@ -199,14 +225,96 @@ class ChainIndex:
                     yield from ((owner, rule) for rule in rules)
 
     def _note(self, members: Mapping[Member, Held]) -> None:
+        self._count += _destinations(members.keys() - self._members.keys())
         self._members.update(members)
-        self._rules += sum(_counted(key, rules) for key, (_, rules) in members.items())
 
     def _clear(self) -> None:
-        self._members, self._rules, self._forest = {}, 0, None
+        self._members, self._count, self._forest = {}, 0, None
 
-    def _restore(self, members: dict[Member, Held], rules: int, forest: _Forest | None) -> None:
-        self._members, self._rules, self._forest = members, rules, forest
+    def _restore(self, members: dict[Member, Held], count: int, forest: _Forest | None) -> None:
+        self._members, self._count, self._forest = members, count, forest
+
+
+class Indexes:
+    """All shared chains of one family whose rules belong to Services."""
+
+    def __init__(self, family: Family, sizes: Sizes) -> None:
+        self.family = family
+        self.sizes = sizes
+        self._of = {shared: ChainIndex(shared, family, sizes) for shared in INDEXED}
+        self._edited: list[ChainIndex] = []
+        self._planted: dict[SharedChain, tuple[Mapping[Member, Rules], _Forest]] = {}
+
+    def edit(self, transaction: Transaction[Key, Rules]) -> dict[str, Edit]:
+        """Return how the trees of the table of *transaction* change, by shared chain."""
+        parts: dict[SharedChain, _Part] = {}
+
+        def part(key: SharedChain | Member) -> _Part | None:
+            shared = key if isinstance(key, SharedChain) else SharedChain(key.table, key.chain)
+            return parts.setdefault(shared, _Part()) if shared in self._of else None
+
+        for change in transaction.changes:
+            for key, rules in change.put.items():
+                if isinstance(key, SharedChain):
+                    if found := part(key):
+                        found.reset = True
+                elif isinstance(key, DispatchRule | TailRule) and (found := part(key)):
+                    found.puts[key] = (change.owner, rules)
+            for key in change.drop:
+                if isinstance(key, DispatchRule | TailRule) and (found := part(key)):
+                    found.drops.append(key)
+        self._edited = [self._of[shared] for shared in parts]
+        edits = {
+            shared.name: self._of[shared].edit(one.puts, one.drops, reset=one.reset)
+            for shared, one in parts.items()
+        }
+        return {name: edit for name, edit in edits.items() if edit is not None}
+
+    def undo(self) -> None:
+        """Take back what the last `edit` did."""
+        for index in self._edited:
+            index.undo()
+        self._edited = []
+
+    def hold(self, seen: Mapping[Key, Rules], trees: Collection[SharedChain]) -> None:
+        """Note what of shared chains the kernel was seen to hold, and which are *trees*."""
+        parts: dict[SharedChain, dict[Member, Rules]] = {shared: {} for shared in INDEXED}
+        for key, rules in seen.items():
+            if isinstance(key, DispatchRule | TailRule):
+                parts.get(SharedChain(key.table, key.chain), {})[key] = rules
+        planted, self._planted = self._planted, {}
+        for shared, index in self._of.items():
+            members, forest = planted.get(shared, ({}, None))
+            same = forest if members == parts[shared] else None
+            index.hold(parts[shared], as_tree=shared in trees, forest=same)
+
+    def in_kernel(
+        self, shared: SharedChain, _members: Mapping[Member, Rules]
+    ) -> Mapping[str, TreeChain] | None:
+        """The chains of a shared chain as they were written, if it is a tree. For any thread."""
+        return self._of[shared].written() if shared in self._of else None
+
+    def tree(self, shared: SharedChain, members: Mapping[Member, Rules]) -> Mapping[str, TreeChain]:
+        """The chains that *members* amount to as a tree, which the next `hold` need not plant."""
+        forest = _forest_of(shared, self.family, self.sizes, members)
+        self._planted[shared] = members, forest
+        return forest.chains()
+
+    def wants_tree(self, members: Mapping[Member, Rules], *, is_tree: bool) -> bool:
+        """Tell whether *members* of a shared chain are to be a tree, where they are or not."""
+        return self.sizes.wants_tree(_destinations(members), is_tree=is_tree)
+
+    def uses(self, table: str, chain: str) -> bool:
+        """Tell whether *chain* is one of a tree."""
+        return any(chain in index for shared, index in self._of.items() if shared.table == table)
+
+
+class _Part(Struct):
+    """What a transaction does to one shared chain."""
+
+    puts: dict[Member, Held] = msgspec.field(default_factory=dict)
+    drops: list[Member] = msgspec.field(default_factory=list)
+    reset: bool = False
 
 
 class _Forest:
@@ -243,6 +351,13 @@ class _Forest:
                 found[name] = tuple(leaf.key for leaf in branch.node.leaves), above or shared
         found[shared] = tuple(in_shared), None
         return found
+
+    def chains(self) -> dict[str, TreeChain]:
+        """All chains, the shared one included."""
+        return {
+            name: TreeChain(self.filled[name], inside, above)
+            for name, (inside, above) in self.members().items()
+        }
 
     def lines(self) -> dict[str, tuple[Line, ...]]:
         """The rules of every chain, the shared one included."""
@@ -319,8 +434,8 @@ def _texts(lines: Iterable[Line]) -> Rules:
     return tuple(rule for _, rule in lines)
 
 
-def _counted(key: Member, rules: Rules) -> int:
-    return len(rules) if isinstance(key, DispatchRule) else 0
+def _destinations(members: Iterable[Member]) -> int:
+    return sum(isinstance(key, DispatchRule) for key in members)
 
 
 _destination = re.compile(r"(tcp|udp|sctp) (node port|\S+) (\d+)").fullmatch

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from threading import Event
 
 import structlog
 
 from pykubeproxy.errors import HostError
-from pykubeproxy.host.exec import Finished, Killed, NotStarted, Result, TimedOut, run
-from pykubeproxy.iptables.names import CANARY
-from pykubeproxy.iptables.objects import (
-    Chain,
-    DispatchRule,
-    Jump,
-    Key,
-    Presence,
-    Rules,
-    SharedChain,
-    TailRule,
+from pykubeproxy.host.exec import (
+    Finished,
+    Input,
+    Killed,
+    NotStarted,
+    Result,
+    Stream,
+    TimedOut,
+    run,
 )
-from pykubeproxy.iptables.observation import XtablesObservation, fingerprints, target_of
-from pykubeproxy.iptables.render import owner_of_line, plan, restore_input
+from pykubeproxy.iptables.index import Edit, Indexes, Sizes
+from pykubeproxy.iptables.ledger import Ledger
+from pykubeproxy.iptables.listing import Listing
+from pykubeproxy.iptables.names import CANARY
+from pykubeproxy.iptables.objects import Chain, Key, Rules
+from pykubeproxy.iptables.observation import XtablesObservation, shared_members, verdict
+from pykubeproxy.iptables.render import Script, batch_size, leaf_chains, plan, scripts
 from pykubeproxy.iptables.tools import (
     LOCK_SECONDS,
     SavedTable,
@@ -45,28 +50,24 @@ QUICK_SECONDS = 60.0
 SECONDS_PER_LINE = 0.002
 """Added to the limit of a restore run: far above the slowest measured (0.3 ms a line, nf_tables,
 one transaction of 60 000 chains)."""
-NFT_CHAINS_PER_TRANSACTION = 600
-"""iptables-nft-restore is quadratic in the chains of one run; see docs/decisions."""
 CANARY_POLL_SECONDS = 0.1
 CANARY_POLLS = 50
+AHEAD_SECONDS = 10.0
+"""How long what was read ahead counts where the kernel does not tell whether it changed."""
 BUSY_TRIES = 5
 BUSY_PAUSE_SECONDS = 0.01
 
 
-Runner = Callable[[Sequence[str], bytes | None, float], Result]
+Runner = Callable[[Sequence[str], Input | None, float], Result]
 """How programs are started: `pykubeproxy.host.exec.run`, or a fake of the tools."""
 
 
 class XtablesDataplane:
     """The `pykubeproxy.sync.outcome.Dataplane` for one family of one iptables variant.
 
-    One thread writes; another may `observe` or `learn` meanwhile, and judges by `writes` what
-    that is worth. *on_wait* hears how many seconds a transaction has waited for the xtables lock
-    so far; *stop* ends such a wait.
+    One thread writes; what `learn` returns may run on another. *on_wait* hears how many seconds a
+    transaction has waited for the xtables lock so far; *stop* ends such a wait.
     """
-
-    writes = 0
-    """How many transactions were begun."""
 
     def __init__(
         self,
@@ -75,61 +76,99 @@ class XtablesDataplane:
         stop: Event,
         runner: Runner = run,
         chains_per_transaction: int | None = None,
+        sizes: Sizes | None = None,
+        ledger: Ledger | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """*sizes*: when a shared chain is a tree."""
         self._tools = tools
         self._on_wait = on_wait
         self._stop = stop
         self._run = runner
-        if chains_per_transaction is None and tools.variant is Variant.NFT:
-            chains_per_transaction = NFT_CHAINS_PER_TRANSACTION
         self._chains_per_transaction = chains_per_transaction
-        self._known: dict[Chain | SharedChain, tuple[Rules, int]] = {}
-        self._members: dict[Key, Rules] = {}
+        self._indexes = Indexes(tools.family, sizes or Sizes())
+        self._ledger = ledger or Ledger()
+        self._clock = clock
+        self._begins = True
+        self._ahead: Future[tuple[Listing, int | None, float]] | None = None
 
     # --- reading ---
 
+    @property
+    def writes(self) -> int:
+        """How many transactions were begun."""
+        return self._ledger.writes
+
+    def read_ahead(self, beside: Callable[[Callable[[], None]], None]) -> None:
+        """Have the rules read *beside* what else happens at the start, if they must be read."""
+        if self._ledger.presume():
+            return
+        ahead: Future[tuple[Listing, int | None, float]] = Future()
+        self._ahead = ahead
+
+        def read() -> None:
+            try:
+                ahead.set_result((*self._list(), self._clock()))
+            except BaseException as error:
+                ahead.set_exception(error)
+
+        beside(read)
+
     def observe(self) -> XtablesObservation:
-        tables = self._save()
-        prints = fingerprints(tables)
+        begins, self._begins = self._begins, False
+        # The canary tells whether nf_tables forgot everything, and their count with it.
+        is_as_left = begins and self._ledger.presume() and self._has_canary("mangle")
+        listing = None if is_as_left else self._read_back()
         return XtablesObservation(
-            tables, prints, self._known, self._members, self._has_rule, self._tools.family
+            listing,
+            self._ledger.table,
+            self._ledger.members,
+            self._has_rule,
+            self._tools.family,
+            self._read_back,
+            self._indexes,
         )
 
-    def learn(self, applied: Iterable[Mapping[Key, Rules]]) -> bool:
-        """Read back once and remember how this tool prints what was written.
+    def learn(
+        self, applied: Sequence[Mapping[Key, Rules]], *, anew: bool = True
+    ) -> Callable[[], bool | None]:
+        return partial(self._learn, self._ledger.writes, applied, anew)
 
-        Later read-backs compare with it, so only what really changed is written again. Somebody
-        may have been faster with an edit: a chain is believed only if it has as many rules as
-        were written, with the same targets. Returns whether all were believed. What was read
-        while a transaction was written proves nothing, and nothing is remembered of it.
+    def _learn(
+        self, writes: int, applied: Sequence[Mapping[Key, Rules]], anew: bool
+    ) -> bool | None:
+        """Bring the books to *applied*, after a read-back if one is called for.
+
+        Two things call for one: that many prints are not known, so that a later one would have
+        to compare text; and *anew*, unless it is known that nobody else wrote since the last.
         """
-        writes = self.writes
-        tables = self._save()
-        prints = fingerprints(tables)
-        chains: dict[Chain | SharedChain, Rules] = {}
-        members: dict[Key, Rules] = {}
-        expected: dict[Chain | SharedChain, Counter[str]] = defaultdict(Counter)
-        for objects in applied:
-            for key, value in objects.items():
-                match key:
-                    case Chain() | SharedChain():
-                        chains[key] = value
-                        expected[key].update(map(target_of, value))
-                    case DispatchRule(table, chain, _) | TailRule(table, chain, _):
-                        members[key] = value
-                        expected[SharedChain(table, chain)].update(map(target_of, value))
-                    case Jump() | Presence():
-                        pass
-        known: dict[Chain | SharedChain, tuple[Rules, int]] = {}
-        for key, value in chains.items():
-            saved = tables[key.table].chains.get(key.name) if key.table in tables else None
-            if saved is not None and Counter(map(target_of, saved)) == expected[key]:
-                known[key] = (value, prints[key])
-        if writes != self.writes:
-            return True
-        # A write that begins just now changes the print, so these are not taken for its result.
-        self._members, self._known = members, known
-        return len(known) == len(chains)
+        ledger = self._ledger
+        # Before the first read-back there is nothing to start from, which is the same work.
+        knows = len(ledger.table) > 0 or self._stop.is_set()
+        if knows and not ledger.fold(writes, applied, self._indexes.in_kernel):
+            return None
+        wrong: list[str] = []
+        must = ledger.lacks_prints or (anew and not ledger.is_whole())
+        if must and not self._stop.is_set():
+            listing, epoch = self._list()
+            found = verdict(
+                self._compared_with(listing),
+                listing,
+                applied,
+                self._indexes.in_kernel,
+                known=ledger.table,
+                is_ours=epoch is not None and ledger.is_whole(epoch),
+                accepted=ledger.accepted,
+            )
+            members = shared_members(applied, self._indexes.in_kernel)
+            if not ledger.learnt(writes, found, members, epoch):
+                return None
+            wrong = found.wrong
+        if wrong:
+            log.info("not as written", family=str(self._tools.family), what=", ".join(wrong[:5]))
+            return False
+        ledger.store(writes)
+        return True
 
     def intact(self) -> bool:
         """Tell whether our chains are still there, by the canaries (cheap at any size).
@@ -156,24 +195,54 @@ class XtablesDataplane:
     # --- writing ---
 
     def plan(self, changes: Sequence[Change[Key, Rules]]) -> list[Transaction[Key, Rules]]:
-        return plan(changes, self._chains_per_transaction)
+        return plan(changes, self._limit(leaf_chains(changes)))
 
     def apply(self, transaction: Transaction[Key, Rules]) -> Outcome:
         if self._stop.is_set():
             return Unknown("stopping")
-        self.writes += 1
-        text, lines, rules = restore_input(transaction)
-        for change in transaction.changes:
-            for part in (change.put, change.drop):
-                for key in part:
-                    self._forget(key)
-        limit = QUICK_SECONDS + SECONDS_PER_LINE * lines
+        edits = self._indexes.edit(transaction)
+        with self._ledger.writing(transaction) as outcomes:
+            outcome = self._write(self._spared(transaction), edits)
+            outcomes.append(outcome)
+        if not isinstance(outcome, Applied):
+            self._indexes.undo()
+        return outcome
+
+    def _spared(self, transaction: Transaction[Key, Rules]) -> Transaction[Key, Rules]:
+        """Without leftovers that are back in use: chains of trees are nobody's for the tracker."""
+        used = {
+            (change.owner, key)
+            for change in transaction.changes
+            for key in change.drop
+            if isinstance(key, Chain) and self._indexes.uses(key.table, key.name)
+        }
+        return transaction.without(used) if used else transaction
+
+    def _write(self, transaction: Transaction[Key, Rules], edits: Mapping[str, Edit]) -> Outcome:
+        written = Applied()
+        new = sum(len(edit.new) for edit in edits.values())
+        for script in scripts(transaction, edits, self._limit(new)):
+            outcome = self._restore(script)
+            if not isinstance(outcome, Applied):
+                return outcome
+            written = written.plus(outcome)
+        return written
+
+    def _limit(self, chains: int) -> int | None:
+        """How many of so many chains to write in one run; ``None``: all of them."""
+        if self._chains_per_transaction is not None:
+            return self._chains_per_transaction
+        # The legacy tools copy the whole table at each commit.
+        return batch_size(chains) if self._tools.variant is Variant.NFT else None
+
+    def _restore(self, script: Script) -> Outcome:
+        limit = QUICK_SECONDS + SECONDS_PER_LINE * script.most_lines
         program = self._tools.restore()[0]
         waited_seconds, busy = 0.0, 0
         while True:
-            match self._run(self._tools.restore(), text, limit):
+            match self._commit(script, limit):
                 case Finished(0, _, _):
-                    return Applied(lines, len(text), rules)
+                    return Applied(script.lines, script.bytes, script.rules, chains=script.chains)
                 case Finished(status, _, stderr) if is_locked(status, _text(stderr)):
                     waited_seconds += LOCK_SECONDS
                     self._on_wait(waited_seconds)
@@ -185,34 +254,61 @@ class XtablesDataplane:
                         return Unknown(f"{program}: {_text(stderr)}")
                     self._stop.wait(BUSY_PAUSE_SECONDS * 2**busy)
                 case Finished(status, _, stderr):
-                    return self._rejected(transaction, status, _text(stderr))
+                    return _rejected(script, status, _text(stderr))
                 case failure:
                     return Unknown(f"{program}: {describe(failure)}")
 
-    def _rejected(self, transaction: Transaction[Key, Rules], status: int, stderr: str) -> Rejected:
-        number = refused_line(stderr)
-        owner: ServiceKey | None = None
-        line = ""
-        if number is not None:
-            owner, line = owner_of_line(transaction, number)
-        detail = " ".join(stderr.split()) or f"exit status {status}"
-        if line and line != "COMMIT":
-            detail += f" — refused: {line}"
-        return Rejected(detail, frozenset({owner} if owner is not None else ()))
-
-    def _forget(self, key: Key) -> None:
-        match key:
-            case Chain() | SharedChain():
-                self._known.pop(key, None)
-            case DispatchRule(table, chain, _) | TailRule(table, chain, _):
-                self._known.pop(SharedChain(table, chain), None)
-            case Jump() | Presence():
-                pass
-
     # --- tools ---
 
-    def _save(self) -> dict[str, SavedTable]:
-        return read_tables(self._tools, self._run)
+    def _commit(self, script: Script, limit_seconds: float) -> Result:
+        with self._ledger.custody.committing() as commit:
+            result = self._run(self._tools.restore(), Stream(script.chunks), limit_seconds)
+            commit.counts = _succeeded(result)
+        return result
+
+    def _read_back(self) -> Listing:
+        ahead, self._ahead = self._ahead, None
+        listing, epoch = self._list() if ahead is None else self._read_before(ahead)
+        self._ledger.observed(epoch)
+        return listing
+
+    def _read_before(
+        self, ahead: Future[tuple[Listing, int | None, float]]
+    ) -> tuple[Listing, int | None]:
+        """What was read ahead, if it still counts; else what is there now."""
+        try:
+            listing, epoch, at = ahead.result()
+        except HostError:
+            return self._list()
+        if epoch is None:
+            still_counts = self._clock() - at < AHEAD_SECONDS
+        else:
+            still_counts = self._ledger.custody.epoch() == epoch
+        return (listing, epoch) if still_counts else self._list()
+
+    def _list(self) -> tuple[Listing, int | None]:
+        """All tables as printed, and the epoch if it was the same from begin to end.
+
+        Raises:
+            HostError: the tool failed, or cannot read what another program put there.
+        """
+        before = self._ledger.custody.epoch()
+        argv = self._tools.save()
+        result = self._run(argv, None, QUICK_SECONDS)
+        if not (isinstance(result, Finished) and result.exit_status == 0):
+            raise HostError(f"{argv[0]}: {describe(result)}")
+        try:
+            listing = Listing.of(result.stdout, self._ledger.table.printed)
+        except ValueError as error:
+            raise HostError(f"{argv[0]}: {error}") from error
+        return listing, before if before == self._ledger.custody.epoch() else None
+
+    def _compared_with(self, listing: Listing) -> XtablesObservation:
+        ledger, family = self._ledger, self._tools.family
+        apart = Indexes(family, self._indexes.sizes)  # those of the writing thread stay as they are
+        return XtablesObservation(
+            listing, ledger.table, ledger.members, self._has_rule, family, indexes=apart
+        )
 
     def _has_rule(self, table: str, chain: str, rule: str) -> bool:
         argv = self._tools.iptables("-t", table, "-C", chain, *split_rule(rule))
@@ -225,6 +321,18 @@ class XtablesDataplane:
         return not (isinstance(result, Finished) and result.exit_status == 1)
 
 
+def _rejected(script: Script, status: int, stderr: str) -> Rejected:
+    number = refused_line(stderr)
+    owner: ServiceKey | None = None
+    line = ""
+    if number is not None:
+        owner, line = script.owner_of_line(number)
+    detail = " ".join(stderr.split()) or f"exit status {status}"
+    if line and line != "COMMIT":
+        detail += f" — refused: {line}"
+    return Rejected(detail, frozenset({owner} if owner is not None else ()))
+
+
 def split_rule(rule: str) -> list[str]:
     """Split a rule body into arguments; only comments are quoted, and never contain quotes."""
     pieces = rule.split('"')
@@ -232,6 +340,10 @@ def split_rule(rule: str) -> list[str]:
     for index, piece in enumerate(pieces):
         arguments += [piece] if index % 2 else piece.split()
     return arguments
+
+
+def _succeeded(result: Result) -> bool:
+    return isinstance(result, Finished) and result.exit_status == 0
 
 
 def _text(output: bytes) -> str:

@@ -9,16 +9,23 @@ import structlog
 from msgspec.structs import replace
 
 from pykubeproxy.errors import HostError, Unsupported
-from pykubeproxy.host.exec import Finished, NotStarted, Result, run
+from pykubeproxy.host.exec import Finished, Input, NotStarted, Result, run
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, Runner, describe, read_tables
-from pykubeproxy.iptables.names import BASE_CHAINS, is_service_chain
+from pykubeproxy.iptables.names import BASE_CHAINS, CANARY, is_service_chain
 from pykubeproxy.iptables.tools import (
     SavedTable,
     Tools,
     jumps_of,
     supports_random_fully,
 )
-from pykubeproxy.iptables.variant import HINT_CHAINS, Evidence, Variant, Verdict, choose_variant
+from pykubeproxy.iptables.variant import (
+    HINT_CHAINS,
+    Evidence,
+    Variant,
+    Verdict,
+    choose_variant,
+    decides,
+)
 from pykubeproxy.model.kinds import Family
 
 __all__ = [
@@ -47,7 +54,7 @@ def remembering(runner: Runner = run) -> Runner:
     """
     answers: dict[tuple[str, ...], Result] = {}
 
-    def ask(argv: Sequence[str], input: bytes | None, timeout_seconds: float) -> Result:
+    def ask(argv: Sequence[str], input: Input | None, timeout_seconds: float) -> Result:
         if input is not None:
             return runner(argv, input, timeout_seconds)
         question = tuple(argv)
@@ -65,13 +72,16 @@ def detect_variant(override: str = "auto", runner: Runner = run) -> Verdict:
         Unsupported: the variant named by *override* does not work, or none does.
     """
     if override != "auto":
-        problem = _problem(Variant(override), runner, in_use=False)
-        asked = Evidence(works=not problem, problem=problem)
+        asked = _evidence(Variant(override), runner, list(Family)[:1])
         return choose_variant(override, nft=asked, legacy=asked)
     nft = _evidence(Variant.NFT, runner)
     legacy = Evidence(problem="not used on this node so far")
     if not nft.works or any(map(_legacy_tables, Family)):
         legacy = _evidence(Variant.LEGACY, runner)
+    if nft.works and legacy.works and not decides(nft, legacy):
+        # Takes seconds on a large node.
+        nft = replace(nft, rules=_rule_count(Variant.NFT, runner))
+        legacy = replace(legacy, rules=_rule_count(Variant.LEGACY, runner))
     return choose_variant(override, nft, legacy)
 
 
@@ -191,22 +201,20 @@ def _removal(name: str, table: SavedTable) -> Iterator[str]:
         yield f"-X {chain}"
 
 
-def _evidence(variant: Variant, runner: Runner) -> Evidence:
-    hinted, rules = False, 0
-    tools = [_tools(family, variant, runner) for family in Family]
-    # A nf_tables listing of everything takes seconds on a large node, and one of a legacy node
-    # takes no longer than that of one table.
-    if variant is Variant.NFT:
-        hinted = any(_has_hint(_listed(one, runner, "mangle")) for one in tools)
-    if not hinted:
-        everything = [_listed(one, runner) for one in tools]
-        hinted = any(map(_has_hint, everything))
-        rules = sum(map(_rule_count, everything))
-    problem = _problem(variant, runner, in_use=hinted or rules > 0)
-    return Evidence(not problem, hinted, rules, problem)
+def _evidence(
+    variant: Variant, runner: Runner, families: Sequence[Family] = tuple(Family)
+) -> Evidence:
+    hinted = served = False
+    for family in families:
+        mangle = _listed(_tools(family, variant, runner), runner, "mangle").get("mangle")
+        if mangle is not None:
+            hinted = hinted or any(hint in mangle.chains for hint in HINT_CHAINS)
+            served = served or CANARY in mangle.chains
+    problem = _problem(variant, runner, in_use=hinted or served)
+    return Evidence(not problem, hinted, served, problem=problem)
 
 
-def _listed(tools: Tools, runner: Runner, table: str = "") -> Mapping[str, SavedTable]:
+def _listed(tools: Tools, runner: Runner, table: str) -> Mapping[str, SavedTable]:
     try:
         return read_tables(tools, runner, table)
     except HostError as error:
@@ -214,13 +222,13 @@ def _listed(tools: Tools, runner: Runner, table: str = "") -> Mapping[str, Saved
         return {}
 
 
-def _has_hint(tables: Mapping[str, SavedTable]) -> bool:
-    mangle = tables.get("mangle")
-    return mangle is not None and any(hint in mangle.chains for hint in HINT_CHAINS)
-
-
-def _rule_count(tables: Mapping[str, SavedTable]) -> int:
-    return sum(len(rules) for table in tables.values() for rules in table.chains.values())
+def _rule_count(variant: Variant, runner: Runner) -> int:
+    count = 0
+    for family in Family:
+        result = runner(_tools(family, variant, runner).save(), None, QUICK_SECONDS)
+        if isinstance(result, Finished) and result.exit_status == 0:
+            count += result.stdout.count(b"\n-A ")
+    return count
 
 
 def _problem(variant: Variant, runner: Runner, *, in_use: bool) -> str:

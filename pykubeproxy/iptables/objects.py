@@ -6,6 +6,8 @@ input. The keys differ in how such rules are brought in and taken out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Rules",
     "SharedChain",
     "TailRule",
+    "rules_by_table",
 ]
 
 Rules = tuple[str, ...]
@@ -85,3 +88,11 @@ class Presence(Struct, frozen=True, gc=False):
 
 
 Key = Chain | SharedChain | DispatchRule | TailRule | Jump | Presence
+
+
+def rules_by_table(objects: Mapping[Key, Rules]) -> dict[str, int]:
+    """Count the rules that *objects* consist of."""
+    counts: dict[str, int] = {}
+    for key, rules in objects.items():
+        counts[key.table] = counts.get(key.table, 0) + len(rules)
+    return counts

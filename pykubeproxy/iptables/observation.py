@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from pykubeproxy.iptables.names import BASE_CHAINS, is_service_chain
+import msgspec
+from msgspec import Struct
+
+from pykubeproxy.iptables.fingerprints import (
+    PRINTLESS,
+    Fingerprints,
+    chain_mark,
+    jump_mark,
+    mark,
+    members_mark,
+    rules_mark,
+)
+from pykubeproxy.iptables.index import INDEXED, Indexes, Member, Sizes, TreeChain
+from pykubeproxy.iptables.listing import Listing
+from pykubeproxy.iptables.names import BASE_CHAINS, is_own_chain
 from pykubeproxy.iptables.objects import (
     Chain,
     DispatchRule,
@@ -18,95 +32,282 @@ from pykubeproxy.iptables.objects import (
     TailRule,
 )
 from pykubeproxy.iptables.printed import printed
-from pykubeproxy.iptables.tools import SavedTable, jumps_of
 from pykubeproxy.model.kinds import Family
 
-__all__ = ["XtablesObservation", "fingerprints", "target_of"]
+__all__ = [
+    "KernelChain",
+    "KernelObjects",
+    "Verdict",
+    "XtablesObservation",
+    "fingerprints",
+    "kernel_objects",
+    "object_mark",
+    "shared_members",
+    "target_of",
+    "verdict",
+]
+
+
+# --- what objects amount to ---
+
+
+class KernelChain(Struct, frozen=True, gc=False):
+    """What one chain of the kernel should hold, and which objects it vouches for.
+
+    ``rules`` are all of it in this order. ``None`` where the order is open: ``members`` tells
+    them by object then, those of each in their order and the tail behind all others. ``above``
+    is the chain of a tree that leads to it.
+    """
+
+    keys: tuple[Key, ...]
+    rules: Rules | None = None
+    members: dict[Key, Rules] = msgspec.field(default_factory=dict)
+    above: tuple[str, str] | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        return not (self.keys and isinstance(self.keys[0], Chain))
+
+    @property
+    def content(self) -> int:
+        """The mark of what it should hold."""
+        return members_mark(self.members) if self.rules is None else rules_mark(self.rules)
+
+    def rule_bodies(self) -> Iterator[str]:
+        if self.rules is not None:
+            return iter(self.rules)
+        return (rule for rules in self.members.values() for rule in rules)
+
+
+class KernelObjects(Struct, frozen=True):
+    """What objects amount to in the kernel. ``chains`` are ours alone, by table and name."""
+
+    chains: dict[tuple[str, str], KernelChain]
+    jumps: dict[Jump, Rules]
+    presences: dict[Presence, Rules]
+
+
+Trees = Callable[[SharedChain, Mapping[Member, Rules]], Mapping[str, TreeChain] | None]
+"""The chains of a shared chain with such members, if that is a tree."""
+
+
+def kernel_objects(objects: Iterable[Mapping[Key, Rules]], trees: Trees) -> KernelObjects:
+    """Return what *objects* amount to; where a key comes twice, the later value counts."""
+    found = KernelObjects({}, {}, {})
+    shared: dict[tuple[str, str], dict[Key, Rules]] = defaultdict(dict)
+    for part in objects:
+        for key, value in part.items():
+            match key:
+                case Chain(table, name):
+                    found.chains[table, name] = KernelChain((key,), value)
+                case SharedChain(table, name):
+                    shared[table, name][key] = value
+                case DispatchRule(table, chain, _) | TailRule(table, chain, _):
+                    shared[table, chain][key] = value
+                case Jump():
+                    found.jumps[key] = value
+                case Presence():
+                    found.presences[key] = value
+    for (table, name), members in shared.items():
+        own = {k: v for k, v in members.items() if isinstance(k, DispatchRule | TailRule)}
+        tree = trees(SharedChain(table, name), own)
+        if tree is None:
+            found.chains[table, name] = KernelChain(tuple(members), None, members)
+            continue
+        for chain, node in tree.items():
+            above = None if node.above is None else (table, node.above)
+            held: dict[Key, Rules] = {key: members[key] for key in node.members}
+            if chain == name:
+                held |= {k: v for k, v in members.items() if k not in own}
+            found.chains[table, chain] = KernelChain(tuple(held), node.rules, held, above)
+    return found
+
+
+def shared_members(
+    objects: Iterable[Mapping[Key, Rules]], trees: Trees
+) -> dict[tuple[str, str], dict[Key, Rules]]:
+    """The members of every shared chain of *objects* that is a list."""
+    chains = kernel_objects(objects, trees).chains
+    return {n: c.members for n, c in chains.items() if c.rules is None and c.members}
+
+
+def fingerprints(expected: KernelObjects, known: Fingerprints) -> Iterator[tuple[int, int, int]]:
+    """The rows of a table of all that is *expected*; prints are those *known* of it."""
+    for (table, name), chain in expected.chains.items():
+        of, content = chain_mark(table, name), chain.content
+        yield of, content, known.print_of(of, content)
+    yield from _printless(expected)
+
+
+def _printless(expected: KernelObjects) -> Iterator[tuple[int, int, int]]:
+    for jump, rules in expected.jumps.items():
+        yield object_mark(jump), rules_mark(rules), PRINTLESS
+    for presence, rules in expected.presences.items():
+        yield object_mark(presence), rules_mark(rules), PRINTLESS
+
+
+def object_mark(key: Chain | Jump | Presence) -> int:
+    """The mark of an object that is one in the kernel as well."""
+    return jump_mark(key) if isinstance(key, Jump) else chain_mark(key.table, key.name)
+
+
+# --- comparing ---
 
 
 class XtablesObservation:
     """The `pykubeproxy.sync.outcome.Observation` of one read-back.
 
-    Two things vouch for a chain: its print, if it is the one learnt when it was written, or its
+    A chain is vouched for by its print, if that is the known one of what is wanted, or by its
     text, if it is word for word what iptables-save would print of what is wanted. A chain with
     many owners is vouched for as a whole or not at all, so its text counts once `strays` was told
     everything that is wanted.
+
+    Without a *listing* nobody but us changed anything since *known* was all there is: it vouches
+    for everything then. Only if something of it is not wanted any more is the kernel read, by
+    *read*, since only there are the names of what is to go.
     """
 
     def __init__(
         self,
-        tables: Mapping[str, SavedTable],
-        prints: Mapping[Chain | SharedChain, int],
-        known: Mapping[Chain | SharedChain, tuple[Rules, int]],
-        members: Mapping[Key, Rules],
+        listing: Listing | None,
+        known: Fingerprints,
+        members: Mapping[tuple[str, str], Mapping[Key, Rules]],
         has_rule: Callable[[str, str, str], bool],
         family: Family,
+        read: Callable[[], Listing] | None = None,
+        indexes: Indexes | None = None,
     ) -> None:
-        self._tables = tables
-        self._prints = prints
+        """*members*: what a shared chain holds if it is a list and its print the known one.
+
+        *indexes* hear what was seen of shared chains.
+        """
+        self._indexes = indexes or Indexes(family, Sizes())
+        self._listing = listing
         self._known = known
-        self._members = members
         self._has_rule = has_rule
         self._family = family
-        self._read: dict[Key, Rules] = {}
+        self._read = read
+        self._held: dict[Key, Rules] = {}
+        self._marks: dict[tuple[str, str], int] = {}
+        for (table, name), part in members.items():
+            if listing is not None and listing.is_known(table, name):
+                self._held.update(part)
 
     def holds(self, key: Key, value: Rules) -> bool:
         match key:
             case Chain(table, name):
-                return self._is_learnt(key, value) or self._reads_as(table, name, value)
-            case SharedChain():
-                return self._is_learnt(key, value) or self._read.get(key) == value
-            case DispatchRule(table, chain, _) | TailRule(table, chain, _):
-                # The print of the chain vouches for the rules it was taken with, no others.
-                learnt = self._is_learnt(SharedChain(table, chain), ())
-                return (self._members if learnt else self._read).get(key) == value
+                if self._listing is None or self._listing.is_known(table, name):
+                    return self._is_known(self._mark_of(table, name), rules_mark(value))
+                return self.is_right(table, name, KernelChain((key,), value))
+            case SharedChain() | DispatchRule() | TailRule():
+                return self._held.get(key) == value
             case Presence(table, name):
-                return table in self._tables and name in self._tables[table].chains
+                if self._listing is None:
+                    return self._is_known(object_mark(key), rules_mark(value))
+                return self._listing.has(table, name)
             case Jump(table, chain, target):
-                return self._holds_jump(table, chain, target, value[0])
+                if self._listing is None:
+                    return self._is_known(object_mark(key), rules_mark(value))
+                return self._holds_jump(self._listing, table, chain, target, value[0])
 
     def strays(self, wanted: Iterable[Mapping[Key, Rules]]) -> dict[Key, Rules]:
         """Return chains of ours in any mode, and rules that lead to them, that nobody wants."""
-        names: set[tuple[str, str]] = set()
-        jumps: dict[tuple[str, str, str], str] = {}
-        members: dict[SharedChain, dict[Key, Rules]] = {}
         # Where a key comes twice, the later value is what the kernel is noted to hold.
-        for objects in wanted:
-            for key, value in objects.items():
-                match key:
-                    case Chain(table, name) | Presence(table, name):
-                        names.add((table, name))
-                    case SharedChain(table, name):
-                        names.add((table, name))
-                        members.setdefault(key, {})
-                    case DispatchRule(table, chain, _) | TailRule(table, chain, _):
-                        members.setdefault(SharedChain(table, chain), {})[key] = value
-                    case Jump(table, chain, target):
-                        jumps[table, chain, target] = value[0]
-        for shared, rules in members.items():
-            if not self._is_learnt(shared, ()) and self._reads_as_members(shared, rules):
-                self._read[shared] = ()
-                self._read.update(rules)
+        wanted = list(wanted)
+        expected = kernel_objects(wanted, self._trees)
+        if self._listing is None and self._read is not None and not self._is_all_wanted(expected):
+            self._listing = self._read()
+            expected = kernel_objects(wanted, self._trees)
+        trusted: dict[tuple[str, str], bool] = {}
+        for place, chain in expected.chains.items():
+            if chain.is_shared and self._is_trusted(place, expected, trusted):
+                self._held.update(chain.members)
+        trees = {
+            SharedChain(*place)
+            for place, chain in expected.chains.items()
+            if chain.is_shared and chain.above is None and chain.rules is not None
+        }
+        self._indexes.hold(self._held, {shared for shared in trees if shared in self._held})
+        return {} if self._listing is None else self._strays(self._listing, expected)
+
+    def _is_trusted(
+        self,
+        place: tuple[str, str],
+        expected: KernelObjects,
+        trusted: dict[tuple[str, str], bool],
+    ) -> bool:
+        """Tell whether a chain is right, and every one that leads to it."""
+        if place not in trusted:
+            chain = expected.chains[place]
+            trusted[place] = self.is_right(*place, chain) and (
+                chain.above is None or self._is_trusted(chain.above, expected, trusted)
+            )
+        return trusted[place]
+
+    def _trees(
+        self, shared: SharedChain, members: Mapping[Member, Rules]
+    ) -> Mapping[str, TreeChain] | None:
+        """As so many members should be; where both are right, as they are."""
+        if shared not in INDEXED or not self._indexes.wants_tree(members, is_tree=True):
+            return None
+        chains = self._indexes.tree(shared, members)
+        if self._indexes.wants_tree(members, is_tree=False):
+            return chains
+        names = chains.keys() - {shared.name}
+        return chains if any(self._is_there(shared.table, name) for name in names) else None
+
+    def _is_there(self, table: str, name: str) -> bool:
+        if self._listing is None:
+            return self._known.get(chain_mark(table, name)) is not None
+        return self._listing.has(table, name)
+
+    def is_right(self, table: str, name: str, chain: KernelChain) -> bool:
+        """Tell whether the chain is there and holds just this."""
+        if self._listing is None or self._listing.is_known(table, name):
+            return self._is_known(self._mark_of(table, name), chain.content)
+        bodies = self._listing.rules(table, name)
+        if bodies is None:
+            return False
+        if chain.rules is None:
+            return self._reads_as_members(bodies, chain.members)
+        return self._reads_as(bodies, chain.rules)
+
+    # --- private ---
+
+    def _is_known(self, of: int, content: int) -> bool:
+        known = self._known.get(of)
+        return known is not None and known.content == content
+
+    def _mark_of(self, table: str, name: str) -> int:
+        """The mark of a chain: remembered, since it takes as long as all the rest."""
+        return self._marks.get((table, name)) or chain_mark(table, name)
+
+    def _is_all_wanted(self, expected: KernelObjects) -> bool:
+        self._marks = {place: chain_mark(*place) for place in expected.chains}
+        wanted = set(self._marks.values())
+        wanted.update(map(object_mark, expected.jumps))
+        wanted.update(map(object_mark, expected.presences))
+        return all(of in wanted for of, _, _ in self._known)
+
+    def _strays(self, listing: Listing, expected: KernelObjects) -> dict[Key, Rules]:
+        names = expected.chains.keys() | {(p.table, p.name) for p in expected.presences}
+        wanted = {(jump.table, jump.chain, jump.target): v for jump, v in expected.jumps.items()}
         found: dict[Key, Rules] = {}
-        for table, saved in self._tables.items():
+        for table, saved in listing.tables.items():
             base = BASE_CHAINS.get(table, ())
-            for chain, target, bodies in _ways(saved, base):
+            for chain, target, bodies in _ways(listing, table, base):
                 surplus = bodies
                 if (table, target) in names:
-                    surplus = self._other_ways(table, chain, target, bodies, jumps)
+                    jump = wanted.get((table, chain, target))
+                    surplus = self._other_ways(table, chain, bodies, jump[0] if jump else None)
                 for rule, count in Counter(surplus).items():
                     # Each has its own owner, and all are removed by their content.
                     found[DispatchRule(table, chain, rule)] = (rule,) * count
             for name in saved.chains:
-                ours = name in base or (table == "nat" and is_service_chain(name))
-                if ours and (table, name) not in names:
+                if is_own_chain(table, name) and (table, name) not in names:
                     # Its rules need not be known: a chain is removed by its name.
                     found[Chain(table, name)] = ()
         return found
-
-    def _is_learnt(self, key: Chain | SharedChain, value: Rules) -> bool:
-        known = self._known.get(key)
-        return known is not None and known == (value, self._prints.get(key))
 
     def _printed(self, rule: str) -> str:
         try:
@@ -114,28 +315,15 @@ class XtablesObservation:
         except ValueError:
             return rule  # in doubt it is not held, and written again
 
-    def _bodies(self, table: str, chain: str) -> list[str] | None:
-        saved = self._tables.get(table)
-        if saved is None or chain not in saved.chains:
-            return None
-        skipped = len(f"-A {chain} ")
-        return [line[skipped:] for line in saved.chains[chain]]
-
-    def _reads_as(self, table: str, chain: str, rules: Rules) -> bool:
-        bodies = self._bodies(table, chain)
-        return (
-            bodies is not None
-            and len(bodies) == len(rules)
-            and all(
-                body == rule or body == self._printed(rule)
-                for body, rule in zip(bodies, rules, strict=True)
-            )
+    def _reads_as(self, bodies: Sequence[str], rules: Rules) -> bool:
+        return len(bodies) == len(rules) and all(
+            body == rule or body == self._printed(rule)
+            for body, rule in zip(bodies, rules, strict=True)
         )
 
-    def _reads_as_members(self, shared: SharedChain, members: Mapping[Key, Rules]) -> bool:
+    def _reads_as_members(self, bodies: Sequence[str], members: Mapping[Key, Rules]) -> bool:
         """Each wanted rule once and no other; an owner's in their order, the tail behind all."""
-        bodies = self._bodies(shared.table, shared.name)
-        if bodies is None:
+        if len(bodies) != sum(map(len, members.values())):
             return False
         places = {body: place for place, body in enumerate(bodies)}
         tail_from = len(bodies) - sum(len(v) for k, v in members.items() if isinstance(k, TailRule))
@@ -150,35 +338,27 @@ class XtablesObservation:
                     return False
                 met.add(place)
                 last = place
-        return len(met) == len(bodies) == sum(map(len, members.values()))
+        return len(met) == len(bodies)
 
-    def _holds_jump(self, table: str, chain: str, target: str, rule: str) -> bool:
-        saved = self._tables.get(table)
-        if saved is None or target not in saved.chains or chain not in saved.chains:
+    def _holds_jump(self, listing: Listing, table: str, chain: str, target: str, rule: str) -> bool:
+        if not listing.has(table, target):
             return False
-        lines = saved.chains[chain]
-        if f"-A {chain} {rule}" in lines or f"-A {chain} {self._printed(rule)}" in lines:
+        bodies = listing.rules(table, chain) or []
+        if rule in bodies or self._printed(rule) in bodies:
             return True
         # This tool may spell the rule in another way than we do, so ask it; but only if
         # there is anything that leads to our chain.
-        return any(line.endswith(f" -j {target}") for line in lines) and self._has_rule(
-            table, chain, rule
-        )
+        leads = any(target == target_of(body) for body in bodies)
+        return leads and self._has_rule(table, chain, rule)
 
     def _other_ways(
-        self,
-        table: str,
-        chain: str,
-        target: str,
-        bodies: Sequence[str],
-        jumps: Mapping[tuple[str, str, str], str],
+        self, table: str, chain: str, bodies: Sequence[str], wanted: str | None
     ) -> list[str]:
         """Which of *bodies* another mode or version put to lead to a chain that stays.
 
         Somebody's own way to it, for some interface or source, is none of these.
         """
         ours = [body for body in bodies if _MADE_BY_A_PROXY.fullmatch(body)]
-        wanted = jumps.get((table, chain, target))
         if wanted is None:
             return ours
         others = [body for body in ours if body not in (wanted, self._printed(wanted))]
@@ -194,11 +374,16 @@ _MADE_BY_A_PROXY = re.compile(
 """The ways into our chains, as a service proxy of any mode or version makes them."""
 
 
-def _ways(saved: SavedTable, targets: Collection[str]) -> Iterator[tuple[str, str, Sequence[str]]]:
+def _ways(
+    listing: Listing, table: str, targets: Sequence[str]
+) -> Iterator[tuple[str, str, Sequence[str]]]:
     """Built-in chain, target and rules that lead from one to the other, for each such pair."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for chain, line in jumps_of(saved, targets):
-        found[chain, line.rpartition(" -j ")[2]].append(line[len(f"-A {chain} ") :])
+    for chain in sorted(listing.tables[table].builtin):
+        for body in listing.rules(table, chain) or ():
+            _, jump, target = f" {body}".rpartition(" -j ")
+            if jump and target in targets:
+                found[chain, target].append(body)
     for (chain, target), bodies in found.items():
         yield chain, target, bodies
 
@@ -209,12 +394,78 @@ def target_of(rule: str) -> str:
     return rest.partition(" ")[0] if found else ""
 
 
-def fingerprints(tables: Mapping[str, SavedTable]) -> dict[Chain | SharedChain, int]:
-    """A hash of every chain's printed rules. Good within this process only."""
-    prints: dict[Chain | SharedChain, int] = {}
-    for name, table in tables.items():
-        for chain, rules in table.chains.items():
-            mark = hash(tuple(rules))
-            prints[Chain(name, chain)] = mark
-            prints[SharedChain(name, chain)] = mark
-    return prints
+# --- learning ---
+
+
+class Verdict(Struct, frozen=True):
+    """What a read-back says about what was written.
+
+    ``prints`` are rows of a table, of what is believed. ``odd`` are prints of chains with the
+    right number of rules and the right targets, in a text that we do not know. ``wrong`` names
+    what is not as written, ``shared`` holds the marks of chains that have many owners.
+    """
+
+    prints: list[tuple[int, int, int]]
+    odd: frozenset[tuple[int, int]]
+    wrong: list[str]
+    shared: frozenset[int]
+
+
+def verdict(
+    observation: XtablesObservation,
+    listing: Listing,
+    applied: Sequence[Mapping[Key, Rules]],
+    trees: Trees,
+    *,
+    known: Fingerprints,
+    is_ours: bool,
+    accepted: frozenset[tuple[int, int]],
+) -> Verdict:
+    """Compare all that was *applied* with a read-back.
+
+    *is_ours*: nobody else wrote since, so that every print is of what was written. *accepted*
+    are prints that were odd before. Still so after the chain was written again, they are how
+    this tool prints it; so they are where most chains are odd. Else somebody edited the chain.
+    """
+    expected = kernel_objects(applied, trees)
+    rows: list[tuple[int, int, int]] = list(_printless(expected))
+    odd: list[tuple[str, tuple[int, int, int]]] = []
+    wrong: list[str] = []
+    if not is_ours:
+        wrong += map(str, observation.strays(applied))
+        wrong += (str(jump) for jump, v in expected.jumps.items() if not observation.holds(jump, v))
+    for (table, name), chain in expected.chains.items():
+        of, content = chain_mark(table, name), chain.content
+        text = listing.text(table, name)
+        if text is None:
+            printed = known.print_of(of, content) if listing.has(table, name) else 0
+            if printed:
+                rows.append((of, content, printed))
+            else:
+                wrong.append(f"{table} {name}")
+            continue
+        row = (of, content, mark(text))
+        if is_ours or observation.is_right(table, name, chain):
+            rows.append(row)
+        elif _resembles(text, chain):
+            odd.append((f"{table} {name}", row))
+        else:
+            wrong.append(f"{table} {name}")
+    is_usual = len(odd) * 2 > len(expected.chains)
+    for what, row in odd:
+        if is_usual or (row[0], row[2]) in accepted:
+            rows.append(row)
+        else:
+            wrong.append(what)
+    return Verdict(
+        rows,
+        frozenset((of, printed) for _, (of, _, printed) in odd),
+        wrong,
+        frozenset(chain_mark(*place) for place, c in expected.chains.items() if c.is_shared),
+    )
+
+
+def _resembles(text: bytes, chain: KernelChain) -> bool:
+    """Tell whether so many rules with the same targets are printed."""
+    lines = text.decode(errors="replace").splitlines()
+    return Counter(map(target_of, lines)) == Counter(map(target_of, chain.rule_bodies()))

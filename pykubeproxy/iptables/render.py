@@ -6,8 +6,12 @@ meant for ``--noflush``, where a chain line creates or empties that chain and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import merge
+from itertools import islice
 
+from pykubeproxy.iptables.index import Edit
 from pykubeproxy.iptables.names import (
     CANARY_TABLES,
     IPVS_CHAINS,
@@ -17,6 +21,7 @@ from pykubeproxy.iptables.names import (
     NODEPORTS,
     PROXY_FIREWALL,
     SOURCE_RANGES_FIREWALL,
+    index_depth,
     is_service_chain,
 )
 from pykubeproxy.iptables.objects import (
@@ -29,13 +34,16 @@ from pykubeproxy.iptables.objects import (
     SharedChain,
     TailRule,
 )
+from pykubeproxy.iptables.prefixtree import Line
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.sync.outcome import BASE, Change, Transaction, is_leftover
 
-__all__ = ["owner_of_line", "plan", "restore_input"]
+__all__ = ["Script", "batch_size", "leaf_chains", "plan", "scripts"]
 
 IptablesChange = Change[Key, Rules]
 IptablesTransaction = Transaction[Key, Rules]
+
+LINES_IN_CHUNK = 500
 
 TABLES = ("filter", "nat", "mangle")
 
@@ -43,14 +51,32 @@ assert set(CANARY_TABLES) == set(TABLES)
 
 _LEVELS = {"KUBE-FW-": 4, "KUBE-EXT": 3, "KUBE-SVC": 2, "KUBE-SVL": 2, "KUBE-SEP": 1}
 """Of chains of Services: each only jumps to lower ones, and all of them to KUBE-MARK-MASQ (0)."""
-_MIDDLE_LEVEL = 5
+_INDEX_LEVEL = 200
+"""Of the top of an index; the deeper a chain of it, the lower."""
+_MIDDLE_LEVEL = 201
 """Of chains that fixed chains jump to, and that may jump to those of Services."""
-_TOP_LEVEL = 6
-_RULE_LEVEL = 7
+_TOP_LEVEL = 202
+_RULE_LEVEL = 203
 """Of rules in chains that are not ours: the way in goes before where it leads to."""
 
 _MIDDLE = (NODEPORTS, NODE_PORT, LOAD_BALANCER, SOURCE_RANGES_FIREWALL)
 _IPVS_FIREWALL = frozenset(Chain("filter", name) for name in IPVS_CHAINS["filter"])
+
+
+def batch_size(chains: int) -> int:
+    """How many chains to write in one run of the nf_tables tools, of so many in all.
+
+    A run costs the square of its chains (each line's chain is searched in a list of those in the
+    run), and about the number of chains in the table (the kernel visits all when it commits):
+    measured for 60 000, 600 is best, within a tenth from 400 to 900. Both together are least at
+    the square root of all.
+    """
+    return max(300, round(2.5 * math.sqrt(chains)))
+
+
+def leaf_chains(changes: Iterable[IptablesChange]) -> int:
+    """How many chains come that only chains of their own owner lead to."""
+    return sum(map(_leaves_put, changes))
 
 
 def plan(
@@ -90,7 +116,7 @@ def plan(
     before: list[IptablesTransaction] = []
     rest = changes
     limit = chains_per_transaction
-    if limit is not None and sum(map(_leaves_put, changes)) > limit:
+    if limit is not None and leaf_chains(changes) > limit:
         rest = [_part(c, lambda key: not _is_leaf(key), drops=True) for c in rest]
         before = list(_batches([_part(c, _is_leaf, drops=False) for c in changes], limit))
     later = [c for c in changes if is_leftover(c.owner)]
@@ -146,72 +172,170 @@ def _transaction(table: str, changes: Iterable[IptablesChange]) -> Iterator[Ipta
         yield Transaction(table, some)
 
 
-def restore_input(transaction: IptablesTransaction) -> tuple[bytes, int, int]:
-    """Return the input for one run of iptables-restore, its lines, and how many set a rule."""
-    lines = [line for _, line in _lines(transaction)]
-    lines.append("")
-    rules = sum(line.startswith(("-A", "-I")) for line in lines)
-    return "\n".join(lines).encode(), len(lines) - 1, rules
+class Script:
+    """Input for one run of iptables-restore.
 
+    *edits* say how those shared chains of the table change that are trees, by chain.
+    """
 
-def owner_of_line(transaction: IptablesTransaction, number: int) -> tuple[ServiceKey | None, str]:
-    """Return who caused line *number* (from 1) of the input, and its text."""
-    for at, (owner, line) in enumerate(_lines(transaction), start=1):
-        if at == number:
-            return owner, line
-    return None, ""
+    def __init__(
+        self, transaction: IptablesTransaction, edits: Mapping[str, Edit] | None = None
+    ) -> None:
+        self.lines = 0
+        """How many lines there are, how many of them set a rule, and how many name a chain.
 
+        Of the last `chunks`, once all of them were taken.
+        """
+        self.rules = 0
+        self.chains = 0
+        self.bytes = 0
+        self._transaction = transaction
+        self._edits = edits or {}
 
-def _lines(transaction: IptablesTransaction) -> Iterator[tuple[ServiceKey | None, str]]:
-    """All input lines in an order that never jumps to, or removes, what is not ready for it."""
-    changes = transaction.changes
-    emptied: set[str] = set()
-    yield None, f"*{transaction.scope}"
-    for change in changes:
+    def chunks(self) -> Iterator[bytes]:
+        """The text in pieces: for 10 000 Services at once it has 18 MB, made while it is read."""
+        self.lines = self.rules = self.chains = self.bytes = 0
+        lines = (line for _, line in self._lines())
+        while piece := list(islice(lines, LINES_IN_CHUNK)):
+            self.lines += len(piece)
+            self.rules += sum(line.startswith(("-A", "-I")) for line in piece)
+            self.chains += sum(line.startswith(":") for line in piece)
+            piece.append("")
+            chunk = "\n".join(piece).encode()
+            self.bytes += len(chunk)
+            yield chunk
+
+    def text(self) -> bytes:
+        """All of it at once."""
+        return b"".join(self.chunks())
+
+    @property
+    def most_lines(self) -> int:
+        """No fewer than there are lines, without making them."""
+        changes = self._transaction.changes
+        parts = [part for c in changes for part in (c.put, c.drop, c.old)]
+        objects = sum(len(part) for part in parts)
+        rules = sum(len(rules) for part in parts for rules in part.values())
+        chains = [rules for edit in self._edits.values() for rules in edit.filled.values()]
+        return 2 * objects + rules + sum(2 + len(rules) for rules in chains) + 2
+
+    def owner_of_line(self, number: int) -> tuple[ServiceKey | None, str]:
+        """Return who caused line *number* (from 1), and its text."""
+        return next(islice(self._lines(), number - 1, None), (None, ""))
+
+    def _lines(self) -> Iterator[Line]:
+        """All lines in an order that never jumps to, or removes, what is not ready for it.
+
+        Chains of Services come in descending order of name. The legacy tool inserts each into a
+        sorted list of all, the nf_tables tool each line's chain into one of those in this run,
+        and both search from the front: 230 000 lines take the former 1.1 s instead of 2.4 s.
+        """
+        changes = self._transaction.changes
+        fixed = list(self._fixed_chains())
+        many = sorted(self._service_chains(), key=_name, reverse=True)
+        dropped = sorted(self._dropped_chains(), key=_name, reverse=True)
+        yield None, f"*{self._transaction.scope}"
+        for name, owner, _ in (*fixed, *merge(many, dropped, key=_name, reverse=True)):
+            yield owner, f":{name} - [0:0]"
+        for name, _, lines in (*fixed, *many):
+            for owner, rule in lines:
+                yield owner, f"-A {name} {rule}"
+        for change in changes:
+            yield from self._tail(change)
+        emptied = {name for name, *_ in fixed}
+        for change in changes:
+            yield from self._rules_in_lists(change, emptied)
+        for name, owner, _ in dropped:
+            yield owner, f"-X {name}"
+        yield None, "COMMIT"
+
+    def _fixed_chains(self) -> Iterator[_Block]:
+        for name, edit in self._edits.items():
+            if name in edit.filled:
+                yield name, BASE, edit.filled[name]
+        for change in self._transaction.changes:
+            for key, rules in change.put.items():
+                match key:
+                    case SharedChain(_, name) | Presence(_, name) if name not in self._edits:
+                        yield name, change.owner, ()
+                    case Chain(_, name) if not is_service_chain(name):
+                        yield name, change.owner, [(change.owner, rule) for rule in rules]
+
+    def _service_chains(self) -> Iterator[_Block]:
+        for shared, edit in self._edits.items():
+            for name, lines in edit.filled.items():
+                if name != shared:
+                    yield name, None, lines
+        for change in self._transaction.changes:
+            for key, rules in change.put.items():
+                if isinstance(key, Chain) and is_service_chain(key.name):
+                    yield key.name, change.owner, [(change.owner, rule) for rule in rules]
+
+    def _dropped_chains(self) -> Iterator[_Block]:
+        for edit in self._edits.values():
+            for name in edit.gone:
+                yield name, None, ()
+        for change in self._transaction.changes:
+            for key in change.drop:
+                if isinstance(key, Chain):
+                    yield key.name, change.owner, ()
+
+    def _tail(self, change: IptablesChange) -> Iterator[Line]:
         for key in change.put:
-            match key:
-                case SharedChain(_, name):
-                    emptied.add(name)
-                    yield change.owner, f":{name} - [0:0]"
-                case Chain(_, name) | Presence(_, name):
-                    yield change.owner, f":{name} - [0:0]"
-    for change in changes:
-        for key in change.drop:
-            if isinstance(key, Chain):
-                yield change.owner, f":{key.name} - [0:0]"
-    for change in changes:
-        for key, rules in change.put.items():
-            if isinstance(key, Chain):
-                for rule in rules:
-                    yield change.owner, f"-A {key.name} {rule}"
-            elif isinstance(key, TailRule):
+            if isinstance(key, TailRule) and key.chain not in self._edits:
                 yield change.owner, f"-A {key.chain} {key.rule}"
-    for change in changes:
-        yield from _rules_in_shared_chains(change, emptied)
-    for change in changes:
-        for key in change.drop:
-            if isinstance(key, Chain):
-                yield change.owner, f"-X {key.name}"
-    yield None, "COMMIT"
 
-
-def _rules_in_shared_chains(
-    change: IptablesChange, emptied: set[str]
-) -> Iterator[tuple[ServiceKey, str]]:
-    """New rules at the head, so that the tail stays last; then the ones they replace go."""
-    for key, rules in change.put.items():
-        match key:
-            case DispatchRule(_, chain, _) | Jump(_, chain, _):
-                for rule in reversed(rules):
-                    yield change.owner, f"-I {chain} {rule}"
-    for gone in (change.old, change.drop):
-        for key, rules in gone.items():
+    def _rules_in_lists(self, change: IptablesChange, emptied: Collection[str]) -> Iterator[Line]:
+        """New rules at the head, so that the tail stays last; then the ones they replace go."""
+        for key, rules in change.put.items():
             match key:
-                case DispatchRule(_, chain, _) | TailRule(_, chain, _) if chain in emptied:
-                    pass
-                case DispatchRule(_, chain, _) | TailRule(_, chain, _) | Jump(_, chain, _):
-                    for rule in rules:
-                        yield change.owner, f"-D {chain} {rule}"
+                case DispatchRule(_, chain, _) | Jump(_, chain, _) if chain not in self._edits:
+                    for rule in reversed(rules):
+                        yield change.owner, f"-I {chain} {rule}"
+        for gone in (change.old, change.drop):
+            for key, rules in gone.items():
+                match key:
+                    case DispatchRule(_, chain, _) | TailRule(_, chain, _) if (
+                        chain in emptied or chain in self._edits
+                    ):
+                        pass
+                    case DispatchRule(_, chain, _) | TailRule(_, chain, _) | Jump(_, chain, _):
+                        for rule in rules:
+                            yield change.owner, f"-D {chain} {rule}"
+
+
+_Block = tuple[str, ServiceKey | None, Collection[Line]]
+"""A chain, who wants it, and its rules."""
+
+
+def _name(block: _Block) -> str:
+    return block[0]
+
+
+def scripts(
+    transaction: IptablesTransaction, edits: Mapping[str, Edit], limit: int | None
+) -> Iterator[Script]:
+    """The runs that *transaction* takes: one, which commits all of it at once.
+
+    Where more than *limit* chains of trees are new, these are filled before, in batches: nothing
+    leads to them yet. Not where the chains that they lead to come in the same transaction.
+    """
+    new = sum(len(edit.new) for edit in edits.values())
+    if limit is not None and new > limit and not leaf_chains(transaction.changes):
+        for shared, edit in edits.items():
+            # By name they come from the bottom up.
+            names = sorted(edit.new, reverse=True)
+            for start in range(0, len(names), limit):
+                filled = {name: edit.filled[name] for name in names[start : start + limit]}
+                part = Edit(filled, frozenset(filled), frozenset())
+                yield Script(Transaction(transaction.scope, ()), {shared: part})
+        edits = {shared: _without_new(edit) for shared, edit in edits.items()}
+    yield Script(transaction, edits)
+
+
+def _without_new(edit: Edit) -> Edit:
+    filled = {name: lines for name, lines in edit.filled.items() if name not in edit.new}
+    return Edit(filled, frozenset(), edit.gone)
 
 
 # --- cutting ---
@@ -236,6 +360,9 @@ def _is_leaf(key: Key) -> bool:
 def _level(key: Key) -> int:
     if not isinstance(key, Chain):
         return _RULE_LEVEL
+    depth = index_depth(key.name)
+    if depth is not None:
+        return _INDEX_LEVEL - depth
     if is_service_chain(key.name):
         return _LEVELS[key.name[:8]]
     if key.name == MARK_MASQ:

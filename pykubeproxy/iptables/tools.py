@@ -16,6 +16,7 @@ __all__ = [
     "Tools",
     "is_busy",
     "is_locked",
+    "is_needed",
     "jumps_of",
     "parse_saved",
     "refused_line",
@@ -94,7 +95,7 @@ def parse_saved(text: str) -> dict[str, SavedTable]:
         elif line == "COMMIT" and chains is not None:
             tables[name] = SavedTable(chains, frozenset(builtin))
             chains = None
-        elif "is incompatible" in line and any(f"`{needed}'" in line for needed in _NEEDED):
+        elif "is incompatible" in line and is_needed(line):
             raise ValueError(line.lstrip("# "))
     if chains is not None:
         raise ValueError(f"the listing breaks off inside table {name}")
@@ -103,6 +104,12 @@ def parse_saved(text: str) -> dict[str, SavedTable]:
 
 _NEEDED = ("nat", "filter")
 """Tables that must be readable; in others somebody may have put what only nft understands."""
+
+
+def is_needed(complaint: str) -> bool:
+    """Tell whether *complaint*, about a table that cannot be read, is about one that must be."""
+    return any(f"`{needed}'" in complaint for needed in _NEEDED)
+
 
 _LINE = re.compile(r"\bline:? (\d+)\b")
 _VERSION = re.compile(r"v(\d+(?:\.\d+)+)")

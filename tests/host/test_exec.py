@@ -5,8 +5,10 @@ import select
 import signal
 from threading import Event
 
+import pytest
+
 from pykubeproxy.host import exec as exec_module
-from pykubeproxy.host.exec import Finished, Killed, NotStarted, TimedOut, run
+from pykubeproxy.host.exec import Finished, Killed, NotStarted, Stream, TimedOut, run
 
 
 def test_output_and_status_come_back():
@@ -82,3 +84,54 @@ def test_a_cancelled_tool_that_hangs_is_killed(monkeypatch):
     cancel = Event()
     cancel.set()
     assert run(["sleep", "60"], None, 60.0, cancel) == Killed(signal.SIGKILL, b"")
+
+
+# --- input in pieces ---
+
+
+def stream(*pieces: bytes) -> Stream:
+    return Stream(lambda: iter(pieces))
+
+
+def test_pieces_are_the_same_as_all_at_once():
+    pieces = (b"a\n", b"", b"b\n")
+    assert b"a\nb\n" == bytes(stream(*pieces))
+    assert Finished(0, b"a\nb\n", b"") == run(["cat"], stream(*pieces), 10)
+
+
+def test_pieces_are_made_while_the_tool_runs(tmp_path):
+    """The second is made of what the tool wrote after the first."""
+    answer = tmp_path / "answer"
+    os.mkfifo(answer)
+
+    def pieces():
+        yield b"ping\n"
+        yield answer.read_bytes()
+
+    result = run(["sh", "-c", f'read word; echo "$word pong" > {answer}; cat'], Stream(pieces), 10)
+    assert Finished(0, b"ping pong\n", b"") == result
+
+
+def test_a_tool_that_wants_no_more_input_ends_as_it_says():
+    endless = Stream(lambda: iter(lambda: bytes(65536), None))
+    assert Finished(3, b"", b"no\n") == run(["sh", "-c", "echo no >&2; exit 3"], endless, 10)
+
+
+def test_a_tool_that_reads_nothing_is_killed_when_its_time_is_up():
+    endless = Stream(lambda: iter(lambda: bytes(65536), None))
+    assert TimedOut(0.2, b"") == run(["sleep", "1000"], endless, 0.2)
+
+
+def test_a_fault_of_ours_while_making_the_input_leaves_no_tool_behind(tmp_path):
+    note = tmp_path / "pid"
+
+    def broken():
+        yield b"go\n"
+        while not note.exists() or not note.read_text().strip():
+            yield b"go\n"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(["sh", "-c", f"echo $$ > {note}; exec sleep 1000"], Stream(broken), 10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -82,7 +83,7 @@ class Kernel:
         assert len(self.chains[chain]) <= 40
         for rule in self.chains[chain]:
             words = rule.split()
-            options = dict(zip(words, words[1:], strict=False))
+            options = dict(pairwise(words))
             if "-d" in options and ip_address(address) not in ip_network(options["-d"]):
                 continue
             if options.get("-p", protocol) != protocol:
@@ -109,7 +110,8 @@ def test_more_rules_become_a_tree_at_once_and_few_again_a_list() -> None:
     keys = [to_address("10.96.0.1", port) for port in (80, 443, 8080, 9090)]
     kernel.edit({key: rules_of(key) for key in keys[:3]} | {TAIL: (TAIL.rule,)})
     edit = kernel.edit({keys[3]: rules_of(keys[3])})
-    assert edit is not None and edit.filled.keys() - edit.new == {SHARED.name}
+    assert edit is not None
+    assert {SHARED.name} == edit.filled.keys() - edit.new
     assert TAIL.rule == kernel.chains[SHARED.name][-1]
     assert kernel.edit(drops=(keys[0],)) is not None, "not a list yet: just below the number"
     edit = kernel.edit(drops=(keys[1],))
@@ -241,7 +243,7 @@ def test_what_was_seen_is_what_the_next_edit_starts_from(
 ) -> None:
     """Chains that both have stay, and every other one is filled or removed."""
     sizes = Sizes(0, 2)
-    held = {key: ("-j A",) for key in seen}
+    held = dict.fromkeys(seen, ("-j A",))
     kernel = Kernel(sizes=sizes)
     kernel.index.hold(held, as_tree=True)
     found = tree_chains(SHARED, Family.IPV4, sizes, held)

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+from base64 import b32encode
+from hashlib import sha256
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
 from pykubeproxy.iptables.names import (
@@ -8,9 +13,11 @@ from pykubeproxy.iptables.names import (
     CANARY_TABLES,
     FIREWALL,
     IPVS_CHAINS,
-    endpoint_hash,
+    chain_hashes,
+    index_chain,
+    index_depth,
+    is_own_chain,
     is_service_chain,
-    port_hash,
 )
 from pykubeproxy.iptables.objects import Chain, SharedChain
 from pykubeproxy.model.kinds import Family, Protocol
@@ -19,6 +26,10 @@ from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.model.route import PortKey
 
 P80 = PortKey(ServiceKey("ns1", "svc1"), "p80", Protocol.TCP)
+
+
+def port_hash(key):
+    return chain_hashes(str(key), key.protocol.lower(), [])[0]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +52,19 @@ def test_a_port_has_the_hash_that_kube_proxy_gives_it(key, expected):
     assert expected == port_hash(key)
 
 
+def test_every_endpoint_has_the_hash_it_would_have_alone():
+    texts = ["10.180.0.1:80", "[fd00:10:180::1]:80", ""]
+    alone = [chain_hashes("ns1/svc1:p80", "tcp", [text])[1][0] for text in texts]
+    assert alone == chain_hashes("ns1/svc1:p80", "tcp", texts)[1]
+
+
+@given(endpoint=st.text(max_size=60))
+def test_a_hash_is_the_beginning_of_base32_over_sha256(endpoint):
+    digest = sha256(f"ns1/svc1:p80tcp{endpoint}".encode()).digest()
+    _, (found,) = chain_hashes("ns1/svc1:p80", "tcp", [endpoint])
+    assert b32encode(digest).decode()[:16] == found
+
+
 @pytest.mark.parametrize(
     ("endpoint", "expected"),
     [
@@ -49,7 +73,7 @@ def test_a_port_has_the_hash_that_kube_proxy_gives_it(key, expected):
     ],
 )
 def test_an_endpoint_has_the_hash_that_kube_proxy_gives_it(endpoint, expected):
-    assert expected == endpoint_hash(P80, endpoint)
+    assert [expected] == chain_hashes(str(P80), "tcp", [endpoint])[1]
 
 
 def test_ports_that_differ_in_protocol_only_have_chains_of_their_own():
@@ -121,3 +145,35 @@ def test_chains_of_ipvs_mode_have_names_of_their_own():
 
 def test_canaries_are_made_in_the_order_in_which_they_are_looked_for():
     assert CANARY_TABLES == ("mangle", "nat", "filter")
+
+
+def test_chains_of_an_index_are_told_by_their_names():
+    name = index_chain("nat KUBE-SERVICES address 2998", 20)
+    assert len(name) == 28
+    assert name.startswith("KUBE-SVC-IDX020-")
+    assert index_depth(name) == 20
+    assert index_chain("nat KUBE-SERVICES address 2998", 19)[15:] == name[15:]
+    assert index_chain("nat KUBE-SERVICES address 2999", 20) != name
+    assert is_service_chain(name), "so kube-proxy removes it"
+
+
+@pytest.mark.parametrize(
+    "name", ["KUBE-SVC-IDXABCDEFGHIJKLM", "KUBE-SERVICES", "KUBE-SEP-IDX020-A"]
+)
+def test_other_chains_are_of_no_index(name):
+    assert index_depth(name) is None
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "own"),
+    [
+        pytest.param("nat", "KUBE-SERVICES", True, id="fixed"),
+        pytest.param("nat", "KUBE-SVC-ABCDEFGHIJKLMNOP", True, id="of a Service"),
+        pytest.param("filter", "KUBE-SVC-ABCDEFGHIJKLMNOP", False, id="those are in nat only"),
+        pytest.param("filter", index_chain("x", 7), True, id="of an index"),
+        pytest.param("filter", "KUBE-FIREWALL", False, id="the kubelet's too"),
+        pytest.param("raw", "KUBE-SERVICES", False, id="a table that is not ours"),
+    ],
+)
+def test_own_chains(table, name, own):
+    assert own == is_own_chain(table, name)

@@ -7,6 +7,7 @@ import pytest
 from pykubeproxy.errors import Unsupported
 from pykubeproxy.host.exec import Finished, NotStarted
 from pykubeproxy.iptables import node
+from pykubeproxy.iptables.names import CANARY
 from pykubeproxy.iptables.node import (
     available_tools,
     clean_up,
@@ -42,6 +43,7 @@ class Host:
             for stem, version in (("iptables", 4), ("ip6tables", 6))
             for variant in ("nft", "legacy")
         }
+        self.listings = []
         self.missing = set(missing)
         self.suffixed = suffixed
         tables = ["nat"] if legacy_in_use else []
@@ -59,6 +61,8 @@ class Host:
         if "--version" in argv:
             how = "nf_tables" if name.endswith("-nft") else "legacy"
             return Finished(0, f"iptables v1.8.9 ({how})\n".encode(), b"")
+        if argv[0].endswith("-save"):
+            self.listings.append(argv)
         return self.kernels[name].run(argv, input, timeout_seconds)
 
     def fill(self, name, table, *chains):
@@ -134,7 +138,26 @@ def test_full_port_randomization_is_asked_of_the_tool(host):
 def test_a_named_variant_costs_no_look_at_the_other(host):
     counted = Counted(host)
     detect_variant("legacy", counted.run)
-    assert {"iptables-legacy"} == {program for program, _ in counted.asked}
+    assert {"iptables-legacy", "iptables-legacy-save"} == {program for program, _ in counted.asked}
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.parametrize("override", ["auto", None], ids=["auto", "named"])
+def test_where_a_service_proxy_wrote_before_nothing_is_tried_or_counted(host, variant, override):
+    host.fill(f"iptables-{variant}", "mangle", CANARY)
+    host.fill("iptables-nft", "nat", "KUBE-SERVICES")
+    counted = Counted(host)
+    assert variant is detect_variant(override or variant.value, counted.run).variant
+    assert not [program for program, _ in counted.asked if program.endswith(f"{variant}-restore")]
+    assert not [argv for argv in host.listings if "-t" not in argv]
+
+
+def test_rules_are_counted_where_both_variants_may_be_in_use(host):
+    for _ in range(2):
+        rules = b"*nat\n-A OUTPUT -j RETURN\nCOMMIT\n"
+        host.kernels["ip6tables-legacy"].run(["ip6tables-legacy-restore", "--noflush"], rules, 5)
+    verdict = detect_variant("auto", host.run)
+    assert (Variant.LEGACY, True) == (verdict.variant, "nft: 0, legacy: 2" in verdict.reason)
 
 
 def test_one_start_asks_every_question_once(host):

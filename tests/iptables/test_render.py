@@ -5,6 +5,7 @@ from threading import Event
 import pytest
 
 from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
+from pykubeproxy.iptables.index import ChainIndex, Edit, Sizes
 from pykubeproxy.iptables.kernel import XtablesDataplane
 from pykubeproxy.iptables.names import is_service_chain
 from pykubeproxy.iptables.objects import (
@@ -15,7 +16,7 @@ from pykubeproxy.iptables.objects import (
     SharedChain,
     TailRule,
 )
-from pykubeproxy.iptables.render import owner_of_line, plan, restore_input
+from pykubeproxy.iptables.render import Script, plan, scripts
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
@@ -40,8 +41,7 @@ def change(owner=A, put=None, drop=None, old=None):
 
 def lines(*changes, table="nat"):
     """The input between the table line and COMMIT."""
-    text, *_ = restore_input(Transaction(table, changes))
-    return text.decode().splitlines()[1:-1]
+    return Script(Transaction(table, changes)).text().decode().splitlines()[1:-1]
 
 
 # --- the input of one transaction ---
@@ -126,18 +126,20 @@ def test_every_chain_is_made_before_any_rule_and_removed_after_all():
 
 
 def test_the_number_of_lines_is_told():
-    text, count, _ = restore_input(Transaction("nat", (change(put={SVC: ("-j X",)}),)))
-    assert text.count(b"\n") == count == 4
+    script = Script(Transaction("nat", (change(put={SVC: ("-j X",)}),)))
+    assert script.text().count(b"\n") == script.lines == 4
+    assert script.lines <= script.most_lines
 
 
 def test_the_number_of_rules_set_is_told():
     put, drop = {SVC: ("-j X", "-j Y"), RULE: ("-j Z",)}, {Chain("nat", "KUBE-SVC-B"): ()}
-    assert restore_input(Transaction("nat", (change(put=put, drop=drop),)))[2] == 3
+    script = Script(Transaction("nat", (change(put=put, drop=drop),)))
+    assert len(script.text()) == script.bytes
+    assert (3, 2) == (script.rules, script.chains)
 
 
 def test_the_input_is_one_table_and_ends_with_its_commit():
-    text, *_ = restore_input(Transaction("filter", ()))
-    assert text == b"*filter\nCOMMIT\n"
+    assert Script(Transaction("filter", ())).text() == b"*filter\nCOMMIT\n"
 
 
 OWNED = Transaction(
@@ -153,18 +155,86 @@ OWNED = Transaction(
     ("number", "expected"),
     [
         pytest.param(1, (None, "*nat"), id="table"),
-        pytest.param(2, (A, ":KUBE-SVC-A - [0:0]"), id="chain"),
-        pytest.param(3, (B, ":KUBE-SVC-B - [0:0]"), id="chain that goes"),
+        pytest.param(2, (B, ":KUBE-SVC-B - [0:0]"), id="chain that goes"),
+        pytest.param(3, (A, ":KUBE-SVC-A - [0:0]"), id="chain"),
         pytest.param(4, (A, "-A KUBE-SVC-A -j X"), id="rule"),
         pytest.param(5, (A, "-I KUBE-SERVICES -j KUBE-SVC-A"), id="rule at the head"),
         pytest.param(6, (B, "-X KUBE-SVC-B"), id="removal"),
         pytest.param(7, (None, "COMMIT"), id="commit"),
         pytest.param(8, (None, ""), id="behind the end"),
-        pytest.param(0, (None, ""), id="before the start"),
     ],
 )
 def test_every_line_has_an_owner(number, expected):
-    assert expected == owner_of_line(OWNED, number)
+    assert expected == Script(OWNED).owner_of_line(number)
+
+
+# --- trees ---
+
+
+def tree(*ports):
+    """How KUBE-SERVICES becomes a tree of that many leaf chains; all rules are A's."""
+    index = ChainIndex(SHARED, Family.IPV4, Sizes(above=0, leaf_rules=1))
+    rules = {
+        DispatchRule("nat", SHARED.name, f"tcp 10.96.0.1 {n}"): (A, (f"-j {n}",)) for n in ports
+    }
+    edit = index.edit({**rules, TAIL: (BASE, ("-j KUBE-NODEPORTS",))}, (), reset=True)
+    assert edit is not None
+    return edit
+
+
+def test_a_tree_takes_the_place_of_the_rules_in_a_list():
+    edit = tree(80, 443)
+    put = {SHARED: (), RULE: ("-j 80",), TAIL: ("-j KUBE-NODEPORTS",), SVC: ("-j X",)}
+    script = Script(Transaction("nat", (change(put=put),)), {SHARED.name: edit})
+    text = script.text().decode().splitlines()[1:-1]
+    leaves = sorted(edit.new, reverse=True)
+    assert [f":{n} - [0:0]" for n in (SHARED.name, *leaves, SVC.name)] == [
+        line for line in text if line[0] == ":"
+    ]
+    assert [f"-A {leaf} -j" for leaf in leaves] == [
+        line.rpartition(" ")[0] for line in text if line.startswith("-A KUBE-SVC-IDX")
+    ]
+    assert "-A KUBE-SERVICES -j KUBE-NODEPORTS" == text[3 + 1 + 2]
+    assert [] == [line for line in text if line.startswith("-I")]
+    owners = {script.owner_of_line(number) for number in range(1, script.lines + 1)}
+    assert {(A, f"-A {leaf} {rule}") for leaf in leaves for _, rule in edit.filled[leaf]} <= owners
+
+
+def test_chains_of_a_tree_go_after_the_rules_that_led_to_them():
+    edit = Edit({SHARED.name: ((BASE, "-j KUBE-NODEPORTS"),)}, frozenset(), frozenset({"X", "Y"}))
+    text = Script(Transaction("nat", ()), {SHARED.name: edit}).text().decode().splitlines()
+    assert [
+        "*nat",
+        *(f":{name} - [0:0]" for name in (SHARED.name, "Y", "X")),
+        "-A KUBE-SERVICES -j KUBE-NODEPORTS",
+        *("-X Y", "-X X", "COMMIT"),
+    ] == text
+
+
+@pytest.mark.parametrize(
+    ("put", "limit", "runs"),
+    [
+        pytest.param({RULE: ("-j X",)}, 100, 1, id="few chains"),
+        pytest.param({RULE: ("-j X",)}, 7, 5, id="new chains in batches, and what leads to them"),
+        pytest.param({RULE: ("-j X",)}, None, 1, id="no limit"),
+        pytest.param({SVC: ("-j X",)}, 7, 1, id="what they lead to comes along"),
+    ],
+)
+def test_many_new_chains_of_a_tree_are_filled_before_anything_leads_to_them(put, limit, runs):
+    edit = tree(*range(1, 21))
+    assert 22 == len(edit.new)
+    found = list(scripts(Transaction("nat", (change(put=put),)), {SHARED.name: edit}, limit))
+    assert runs == len(found)
+    for script in found[:-1]:
+        assert ":KUBE-SERVICES" not in script.text().decode()
+    assert ":KUBE-SERVICES" in found[-1].text().decode()
+    kernel = Xtables()
+    kernel.run(["iptables-restore", "--noflush"], b"*nat\n:KUBE-NODEPORTS - [0:0]\nCOMMIT\n")
+    targets = "".join(f":{n} - [0:0]\n" for n in (*range(1, 21), "X"))
+    kernel.run(["iptables-restore", "--noflush"], f"*nat\n{targets}COMMIT\n".encode())
+    for script in found:
+        done = kernel.run(["iptables-restore", "--noflush"], script.text())
+        assert (0, "") == (done.exit_status, done.complaint)
 
 
 # --- transactions ---
@@ -228,7 +298,7 @@ def test_a_huge_owner_is_cut_so_that_no_chain_comes_before_its_targets():
     }
     kernel = Xtables()
     for transaction in plan([change(put=put)], 5):
-        text, *_ = restore_input(transaction)
+        text = Script(transaction).text()
         assert kernel.run(["iptables-restore", "--noflush"], text).exit_status == 0
 
 
@@ -332,7 +402,7 @@ def dangling(kernel):
 def land(kernel, books, limit):
     """Apply what is missing; check after every transaction."""
     for transaction in plan(books.tracker.changes(), limit):
-        text, *_ = restore_input(transaction)
+        text = Script(transaction).text()
         done = kernel.run(["iptables-restore", "--noflush"], text)
         assert (done.exit_status, done.complaint) == (0, "")
         assert dangling(kernel) == []
@@ -394,7 +464,7 @@ def test_leftovers_go_even_where_living_chains_still_point_at_them():
     old = Chain("nat", "KUBE-SEP-OLD")
     stray = Change(leftover(old), {}, {old: ()}, {})
     for transaction in plan([stray, again], None):
-        done = kernel.run(["iptables-restore", "--noflush"], restore_input(transaction)[0])
+        done = kernel.run(["iptables-restore", "--noflush"], Script(transaction).text())
         assert done.exit_status == 0, done
     assert "KUBE-SEP-OLD" not in kernel.table("nat").chains
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 
 from pykubeproxy.errors import Unsupported
-from pykubeproxy.iptables.variant import HINT_CHAINS, Evidence, Variant, choose_variant
+from pykubeproxy.iptables.variant import HINT_CHAINS, Evidence, Variant, choose_variant, decides
 
 NFT, LEGACY = Variant.NFT, Variant.LEGACY
 ABSENT = Evidence(problem="not installed")
 IDLE = Evidence(works=True)
 HINTED = Evidence(works=True, hinted=True)
+SERVED = Evidence(works=True, served=True)
 
 
 def rules(number, **more):
@@ -21,6 +22,12 @@ def rules(number, **more):
         pytest.param("auto", HINTED, rules(900), NFT, id="nft has the hint"),
         pytest.param("auto", rules(900), HINTED, LEGACY, id="legacy has the hint"),
         pytest.param("auto", HINTED, HINTED, NFT, id="both have the hint"),
+        pytest.param("auto", rules(9), SERVED, LEGACY, id="a service proxy wrote to legacy"),
+        pytest.param("auto", SERVED, rules(9), NFT, id="a service proxy wrote to nft"),
+        pytest.param("auto", SERVED, HINTED, LEGACY, id="the hint before the service proxy"),
+        pytest.param(
+            "auto", rules(1, served=True), rules(9, served=True), LEGACY, id="it wrote to both"
+        ),
         pytest.param("auto", rules(1), rules(9), LEGACY, id="more rules in legacy"),
         pytest.param("auto", rules(9), rules(1), NFT, id="more rules in nft"),
         pytest.param("auto", rules(5), rules(5), NFT, id="as many in both"),
@@ -53,6 +60,7 @@ def test_a_variant_that_does_not_work_is_unsupported(override, nft, legacy, expe
     ("override", "nft", "legacy", "expected"),
     [
         pytest.param("auto", HINTED, IDLE, "hint chain", id="hint"),
+        pytest.param("auto", SERVED, IDLE, "service proxy wrote to the nft", id="served"),
         pytest.param("auto", rules(3), rules(9), "nft: 3, legacy: 9", id="counts"),
         pytest.param("auto", ABSENT, IDLE, "not installed", id="what is wrong with the other"),
         pytest.param("legacy", IDLE, IDLE, "--iptables-variant=legacy", id="flag"),
@@ -60,6 +68,19 @@ def test_a_variant_that_does_not_work_is_unsupported(override, nft, legacy, expe
 )
 def test_the_reason_is_fit_for_a_log_line(override, nft, legacy, expected):
     assert expected in choose_variant(override, nft, legacy).reason
+
+
+@pytest.mark.parametrize(
+    ("nft", "legacy", "expected"),
+    [
+        pytest.param(HINTED, IDLE, True, id="hint"),
+        pytest.param(IDLE, SERVED, True, id="served"),
+        pytest.param(SERVED, SERVED, False, id="both served"),
+        pytest.param(IDLE, IDLE, False, id="neither"),
+    ],
+)
+def test_rules_are_counted_only_where_nothing_else_decides(nft, legacy, expected):
+    assert expected is decides(nft, legacy)
 
 
 def test_the_hint_chains_are_those_of_kubelet():

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from e2e.kernel.running import RunningDaemon, eventually
-from e2e.lab import Answer, Connection, Lab, Reply
+from e2e.lab import Answer, Connection, Lab
 from e2e.lab.addresses import LOCAL_PODS
 from e2e.lab.fetch import fetch
 from pykubeproxy.model.objects import EndpointSlice, Service
@@ -22,11 +21,8 @@ from tests.build import endpoint, port, service, slice_, slice_port
 __all__ = [
     "BRISK",
     "DEVICE",
-    "Customers",
-    "Failure",
     "IpvsDaemon",
     "Reals",
-    "Visit",
     "answers",
     "app",
     "at",
@@ -208,49 +204,6 @@ class IpvsDaemon(RunningDaemon):
             *re.findall(DEVICE, self.tool("ip", "-o", "link")),
             *(line for line in self.rules() if only_here.search(line)),
         ]
-
-
-Visit = tuple[str, str, int, str]
-"""Sender, address, port and protocol."""
-Failure = tuple[Visit, Reply]
-
-
-class Customers:
-    """Clients that connect anew again and again; every failure is remembered.
-
-    `rounds` tells how often all *visits* were made.
-    """
-
-    def __init__(self, lab: Lab, *visits: Visit) -> None:
-        self._lab = lab
-        self._visits = visits
-        self._stop = threading.Event()
-        self.rounds = 0
-        self.failures: list[Failure] = []
-        self._thread = threading.Thread(target=self._shop)
-
-    def __enter__(self) -> Customers:
-        self._thread.start()
-        self.go_on(1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _shop(self) -> None:
-        while not self._stop.is_set():
-            started = [(v, self._lab.start_probe(*v, timeout=2.9)) for v in self._visits]
-            replies = [(visit, future.result()) for visit, future in started]
-            self.failures += [(v, reply) for v, reply in replies if not isinstance(reply, Answer)]
-            self.rounds += 1
-            # One processor for all: the daemon wants a share of it.
-            self._stop.wait(0.01)
-
-    def go_on(self, rounds: int = 20) -> None:
-        """Let them come some more times."""
-        until = self.rounds + rounds
-        eventually(lambda: self.rounds >= until, "the customers go on", 60)
 
 
 @contextmanager

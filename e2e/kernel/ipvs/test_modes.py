@@ -6,9 +6,9 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 
-from e2e.kernel.ipvs.ipvs_node import Customers, IpvsDaemon, Visit, app, at, connection
+from e2e.kernel.ipvs.ipvs_node import IpvsDaemon, app, at, connection
 from e2e.kernel.ipvs.kube_proxy import EXCLUDED, NODE_PORT, OTHERS, WEB, leave_as_kube_proxy
-from e2e.kernel.running import eventually
+from e2e.kernel.running import Customers, Visit, eventually
 from e2e.lab import Lab
 
 OF_IPTABLES = re.compile(r"KUBE-(SVC|SEP|EXT|FW|SVL|NODEPORTS|EXTERNAL-SERVICES|PROXY-CANARY)\b")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.kernel.ipvs.ipvs_node import Customers, IpvsDaemon, Visit, app, at, connection, pods
+from e2e.kernel.ipvs.ipvs_node import IpvsDaemon, app, at, connection, pods
 from e2e.kernel.ipvs.kube_proxy import (
     EXCLUDED,
     NODE_PORT,
@@ -17,7 +17,7 @@ from e2e.kernel.ipvs.kube_proxy import (
     leave_as_kube_proxy,
     node_addresses,
 )
-from e2e.kernel.running import eventually
+from e2e.kernel.running import Customers, Visit, eventually
 from e2e.lab import Lab
 from pykubeproxy.model.objects import WireObject
 
