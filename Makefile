@@ -6,12 +6,19 @@
 #   make test    set up, then every test: pure, API, kernel
 #   make guest   set up, then the tests that need a kernel with IPVS
 #   make check   set up, then ruff, mypy --strict, import-linter
+#   make bench   set up, then what starts and changes cost, in worlds WORLDS, both variants
+#   make figures      the picture and the tables of docs/performance.md, from its .json
+#   make performance  everything on that page measured anew (half an hour), and make figures
 #
+# WORLDS      for make bench: SERVICESxENDPOINTS, several (unless said otherwise 1000x5 10000x5)
 # MODE        for make demo: iptables (unless said otherwise) or ipvs
 # PYTHON      the interpreter to build .venv with (3.11 or later)
 # KUBECONFIG  for make e2e-cluster: a cluster to run that suite against
 
 MODE ?= iptables
+WORLDS ?= 1000x5 10000x5
+ALL_WORLDS := 100x5 1000x5 2000x5 5000x5 10000x5 20000x5 1000x250 1x10000
+PERFORMANCE := docs/performance.json
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +30,8 @@ STAMP := $(VENV)/.stamp
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test check setup tools unit kernel guest cluster e2e-cluster golden bench format clean
+.PHONY: help demo test check setup tools unit kernel guest cluster e2e-cluster golden bench figures performance \
+	format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -60,7 +68,14 @@ golden: setup
 	$(BIN)/python -m pytest -q tests/scenarios --golden
 
 bench: setup
-	$(SUDO) $(BIN)/python -m bench
+	$(SUDO) $(BIN)/python -m bench run $(WORLDS)
+
+figures: setup
+	$(BIN)/python -m bench figures $(PERFORMANCE)
+
+performance: setup
+	$(SUDO) $(BIN)/python -m bench run --json $(PERFORMANCE) $(ALL_WORLDS)
+	$(BIN)/python -m bench figures $(PERFORMANCE)
 
 format: setup
 	$(BIN)/ruff check --fix .

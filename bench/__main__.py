@@ -1,112 +1,116 @@
-"""``python -m bench [--mode MODE] [SERVICES ENDPOINTS]``: what a start and single changes cost.
+"""``python -m bench run``: what starts and single changes cost; ``figures``: show it.
 
-Runs the real code on the real kernel, in network namespaces that end with their processes; ipvs
-mode in a guest where this kernel has no IPVS (`e2e.guest`), and there once without and once with
-the daemon. Wall and CPU seconds are of the process and its children. Machines are noisy: compare
+Runs the real code on the real kernel, each job in a process and network namespace of its own;
+ipvs mode in a guest where this kernel has no IPVS (`e2e.guest`). Machines are noisy: compare
 runs of one call, not of different days.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 import msgspec
 
+from bench import figures, netns
 from bench.measure import Row
-from pykubeproxy.iptables.variant import Variant
+from bench.results import BACKENDS, HEADER, Job, Machine, Results, Run, line, load, save
+from bench.worlds import World
 
-CLONE_NEWNET = 0x40000000
 GUEST_MEMORY_MIB = 2048
+PARTS = ("stages", "daemon")
+SHARES = ("node_ports", "load_balancers", "udp", "empty")
 
 
 def main() -> int:
     options = _parser().parse_args()
-    if options.inside:
-        _enter_namespace()
-        rows = _parts()[options.inside](options.services, options.endpoints)
-        sys.stdout.write(msgspec.json.encode(rows).decode() + "\n")
-        return 0
-    print(f"{options.services} Services x {options.endpoints} endpoints, IPv4; milliseconds")
-    print(
-        f"{'':40}{'wall':>10}{'p99':>10}{'cpu self':>10}{'cpu tools':>10}"
-        f"{'messages':>10}{'programs':>10}"
-    )
-    found = {}
-    for part in _parts():
-        if part.startswith(options.mode):
-            found[part] = rows = _run(part, options)
-            for row in rows:
-                print(_line(part, row))
-    if options.json:
-        with open(options.json, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(found)))
+    match options.command:
+        case "inside":
+            job = msgspec.json.decode(options.job, type=Job)
+            sys.stdout.write(msgspec.json.encode(_measure(job)).decode() + "\n")
+        case "figures":
+            figures.publish(options.file)
+        case "run":
+            _run(options)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("--mode", choices=["iptables", "ipvs"], default="iptables")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
-    parser.add_argument("services", nargs="?", type=int, default=10000)
-    parser.add_argument("endpoints", nargs="?", type=int, default=5)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure; for root")
+    run.add_argument("--backend", nargs="+", choices=BACKENDS, default=["nft", "legacy"])
+    run.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    run.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    run.add_argument("--add", action="store_true", help="keep what else FILE has")
+    run.add_argument("--dual-stack", action="store_true")
+    for share in SHARES:
+        option = f"--{share.replace('_', '-')}"
+        run.add_argument(option, type=float, default=0.0, metavar="SHARE", help="of Services, 0-1")
+    run.add_argument("worlds", nargs="+", type=World.parse, metavar="SERVICESxENDPOINTS")
+    show = commands.add_parser("figures", help="draw FILE's picture, and fill in its page's tables")
+    show.add_argument("file", type=Path, metavar="FILE")
+    commands.add_parser("inside").add_argument("job")
     return parser
 
 
-def _parts() -> dict[str, Callable[[int, int], list[Row]]]:
-    """What is measured, each in a process of its own. The ipvs parts load test helpers."""
-
-    def variant(which: Variant) -> Callable[[int, int], list[Row]]:
-        def run(services: int, endpoints: int) -> list[Row]:
-            from bench.iptables import passes
-
-            return passes(which, services, endpoints)
-
-        return run
-
-    def stages(services: int, endpoints: int) -> list[Row]:
-        from bench.ipvs import stages
-
-        return stages(services, endpoints)
-
-    def daemon(services: int, endpoints: int) -> list[Row]:
-        from bench.daemon import life
-
-        return life(services, endpoints)
-
-    variants = {f"iptables {which}": variant(which) for which in Variant}
-    return {**variants, "ipvs stages": stages, "ipvs daemon": daemon}
+def _run(options: argparse.Namespace) -> None:
+    kinds = {name: getattr(options, name) for name in (*SHARES, "dual_stack")}
+    results = Results(Machine.here())
+    if options.add and options.json.exists():
+        results = load(options.json)
+    jobs = [Job("memory", "nft", World(0, 0))] if "stages" in options.part else []
+    for world in options.worlds:
+        sized = msgspec.structs.replace(world, **kinds)
+        jobs += [Job(part, backend, sized) for part in options.part for backend in options.backend]
+    print(HEADER)
+    for job in jobs:
+        print(f"{job.part}, {job.backend}, {job.world}")
+        run = Run(job, _in_a_process(job))
+        print(*map(line, run.rows), sep="\n", flush=True)
+        results.add(run)
+        if options.json:
+            save(results, options.json)
 
 
-def _run(part: str, options: argparse.Namespace) -> list[Row]:
-    inside = [sys.executable, "-m", "bench", "--inside", part]
-    argv = [*inside, str(options.services), str(options.endpoints)]
-    if options.mode == "ipvs":
-        guest = [sys.executable, "-m", "e2e.guest", f"--memory={GUEST_MEMORY_MIB}"]
-        argv = [*guest, "--", *argv]
+def _in_a_process(job: Job) -> list[Row]:
+    argv = [sys.executable, "-m", "bench", "inside", msgspec.json.encode(job).decode()]
+    if job.backend == "ipvs":
+        argv = [sys.executable, "-m", "e2e.guest", f"--memory={GUEST_MEMORY_MIB}", "--", *argv]
     finished = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     if finished.returncode:
-        sys.exit(f"{part}: {finished.stdout.decode(errors='replace')}")
+        sys.exit(f"{job}: {finished.stdout.decode(errors='replace')}")
     return msgspec.json.decode(finished.stdout.splitlines()[-1], type=list[Row])
 
 
-def _line(part: str, row: Row) -> str:
-    times = (row.wall, row.p99, row.own, row.tools)
-    shown = "".join(f"{1000 * seconds:10.1f}" if seconds else f"{'':10}" for seconds in times)
-    counts = "".join(f"{count or '':>10}" for count in (row.messages, row.programs))
-    return f"{part + ': ' + row.what:40}{shown}{counts}"
+def _measure(job: Job) -> list[Row]:
+    # Late imports: ipvs loads what a kernel without it has no use for.
+    from bench import iptables, memory
+    from bench.life import live
+    from pykubeproxy.iptables.variant import Variant
 
+    if job.part == "memory":
+        return memory.measure()
+    netns.enter_new()
+    with ExitStack() as parts:
+        if job.backend == "ipvs":
+            from bench import ipvs
 
-def _enter_namespace() -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "network namespace")
-    # IPVS takes no real server in a namespace without any address.
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            if job.part == "stages":
+                return ipvs.measure(job.world)
+            return live(["--proxy-mode=ipvs"], job.world, ipvs.VirtualServers(parts))
+        variant = Variant(job.backend)
+        if job.part == "stages":
+            return iptables.measure(variant, job.world)
+        from bench.connections import Connections, connect_rows
+
+        compare = partial(connect_rows, partial(iptables.serve_nothing, variant))
+        witness = parts.enter_context(Connections(job.world))
+        return live([f"--iptables-variant={variant}"], job.world, witness, compare)
 
 
 if __name__ == "__main__":
