@@ -101,6 +101,7 @@ class Stage:
             f"--hostname-override={NODE_NAME}",
             f"--cluster-cidr={CLUSTER_CIDR[4]}",
             f"--manifests={self.manifests}",
+            f"--state-directory={self.manifests.parent / 'state'}",
             "--logging-format=json",
             "-v=2",
         )

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from pykubeproxy.config import Config
+from pykubeproxy.host.state import StateDirectory
 from pykubeproxy.iptables.kernel import Runner
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.loop import FamilyProxy, Suspicions
@@ -18,10 +19,21 @@ from pykubeproxy.model.kinds import Family
 __all__ = ["Backend", "Surroundings"]
 
 
+def _at_once(job: Callable[[], None]) -> None:
+    job()
+
+
+def _not_told() -> None:
+    return None
+
+
 class Surroundings(Struct, frozen=True):
     """What every mode is built from. ``tools`` are those of the IP families this node has.
 
     ``ask`` runs programs that only look, and remembers what they said since the start.
+    ``beside`` runs slow looks at the kernel on a thread of their own. ``generation`` is the
+    kernel's count of changes to nf_tables. ``state`` is where to keep what a restart can use in
+    the same ``place``, a boot and a network namespace.
     """
 
     config: Config
@@ -31,6 +43,10 @@ class Surroundings(Struct, frozen=True):
     suspicions: Suspicions
     clock: Callable[[], float]
     stop: Event
+    beside: Callable[[Callable[[], None]], None] = _at_once
+    generation: Callable[[], int | None] = _not_told
+    state: StateDirectory | None = None
+    place: tuple[str, str] = ("", "")
 
 
 class Backend(Struct, frozen=True):

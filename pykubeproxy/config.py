@@ -85,7 +85,9 @@ class Config(Struct, frozen=True):
     sync_period_seconds: float = 30.0
     min_sync_period_seconds: float | None = None
     iptables_variant: str = "auto"  # auto, nft or legacy
+    iptables_service_index: str = "auto"  # auto, always or never
     ipvs: IpvsConfig = IpvsConfig()
+    state_directory: str = "/run/pykubeproxy"  # "": nothing is remembered over a restart
     allow_external_ips: bool = True
     verbosity: int = 0
     log_format: str = "text"  # text or json
@@ -150,6 +152,10 @@ class _Builder:
             sync_period_seconds=sync_period,
             min_sync_period_seconds=min_sync_period,
             iptables_variant=self._choice("--iptables-variant", ("auto", "nft", "legacy")),
+            iptables_service_index=self._choice(
+                "--iptables-service-index", ("auto", "always", "never")
+            ),
+            state_directory=self._text("--state-directory"),
             ipvs=self._ipvs() if proxy_mode == "ipvs" else self._ipvs_left(),
             allow_external_ips=self._gates()["AllowServiceExternalIPs"],
             verbosity=self._verbosity(),

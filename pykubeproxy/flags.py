@@ -76,6 +76,11 @@ FLAGS: tuple[Flag, ...] = (
     *_group("Rules",
         ("--iptables-variant", "--iptables-variant",
          "Which iptables tools to use: auto, nft or legacy."),
+        ("--iptables-service-index", "--iptables-service-index",
+         "Chains with a rule per Service as trees: auto (if long), always or never."),
+        ("--state-directory", "--state-directory",
+         "Where to note which iptables rules were written, so that a restart need not read or "
+         "write them; empty: nowhere."),
         with_file=True),
     *_group("IPVS mode",
         ("--ipvs-scheduler", "ipvs.scheduler",

@@ -161,10 +161,12 @@ SETTINGS: Mapping[str, Setting] = {
     "--help": Setting(Type.BOOL, False),
     "--init-only": Setting(Type.BOOL, False),
     "--iptables-variant": Setting(Type.TEXT, "auto"),
+    "--iptables-service-index": Setting(Type.TEXT, "auto"),
     "--machine-id-file": Setting(Type.TEXT, "", "it has no effect on proxying"),
     "--manifests": Setting(Type.TEXT, ""),
     "--master": Setting(Type.TEXT, ""),
     "--metrics-port": Setting(Type.INT, 10249),
+    "--state-directory": Setting(Type.TEXT, "/run/pykubeproxy"),
     "--version": Setting(Type.TEXT, "false"),
     "--write-config-to": Setting(Type.TEXT, ""),
 }

@@ -189,6 +189,9 @@ def test_a_setting_of_another_mode_is_noticed(mode, setting):
         pytest.param(file(iptables__minSyncPeriod=-1.0), "0 or more", id="min sync period"),
         pytest.param(file(iptables__minSyncPeriod=60.0), "must not exceed", id="min above max"),
         pytest.param(flag("--iptables-variant", "x"), "auto, nft, legacy", id="variant"),
+        pytest.param(
+            flag("--iptables-service-index", "no"), "auto, always, never", id="service index"
+        ),
         pytest.param(file(logging__format="xml"), "must be one of text, json", id="log format"),
         pytest.param(file(logging__verbosity=-1), "0 or more", id="verbosity"),
         pytest.param(file(featureGates={"NFTablesProxyMode": False}), "locked", id="locked gate"),

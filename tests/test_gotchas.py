@@ -15,7 +15,7 @@ import pytest
 
 from pykubeproxy.config import Config
 from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
-from pykubeproxy.iptables.render import plan, restore_input
+from pykubeproxy.iptables.render import Script, plan
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext, PodCIDR
 from pykubeproxy.sync.context import describe_node, localhost_serves_nodeports
@@ -282,7 +282,7 @@ def test_a_slice_of_another_address_type_writes_nothing(address_type):
 def test_built_in_chains_have_no_chain_line():
     proxy = Proxy()
     proxy.put(service("web"), slice_("web", endpoint("10.1.0.1")))
-    lines = b"".join(restore_input(t)[0] for t in proxy.kernel.transactions).decode().splitlines()
+    lines = b"".join(Script(t).text() for t in proxy.kernel.transactions).decode().splitlines()
     assert [line for line in lines if line[0] == ":" and not line.startswith(":KUBE-")] == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from threading import Lock, Thread
 
 import structlog
 
@@ -13,6 +12,7 @@ from pykubeproxy.backend import Backend, Surroundings
 from pykubeproxy.config import IpvsConfig
 from pykubeproxy.errors import HostError
 from pykubeproxy.host.addresses import AddressBook, DeviceNotice, node_addresses
+from pykubeproxy.host.beside import Beside
 from pykubeproxy.host.netlink import GENERIC, NETFILTER, ROUTE, SMALL_READ, Netlink
 from pykubeproxy.iptables.backend import rules_dataplane
 from pykubeproxy.iptables.node import random_fully
@@ -34,9 +34,6 @@ from pykubeproxy.sync.reconciler import Reconciler
 __all__ = ["build"]
 
 log = structlog.get_logger(__name__)
-
-PATIENCE_SECONDS = 10.0
-"""How long the end waits for a look under way."""
 
 
 def build(around: Surroundings) -> Backend:
@@ -98,7 +95,7 @@ def _take_back() -> None:
 
 def _dataplane(around: Surroundings, tools: Tools, parts: ExitStack) -> IpvsDataplane:
     family, config = tools.family, around.config.ipvs
-    beside = _Beside()
+    beside = Beside()
     try:
         channel = parts.enter_context(Netlink(GENERIC))
         reader = parts.enter_context(Netlink(GENERIC, SMALL_READ))
@@ -153,27 +150,6 @@ class _Ipvs:
             self._set_up()
             self._number = number
         return number
-
-
-class _Beside:
-    """Runs jobs beside the sync thread, one at a time, until the end."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._closed = False
-
-    def run(self, job: Callable[[], None]) -> None:
-        Thread(target=self._run, args=(job,), name="look", daemon=True).start()
-
-    def close(self) -> None:
-        """Wait for the running job, which uses what is closed next; none begins after it."""
-        self._closed = True
-        self._lock.acquire(timeout=PATIENCE_SECONDS)
-
-    def _run(self, job: Callable[[], None]) -> None:
-        with self._lock:
-            if not self._closed:
-                job()
 
 
 def _device(channel: Netlink) -> int:

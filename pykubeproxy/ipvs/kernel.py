@@ -100,7 +100,6 @@ class IpvsDataplane:
         self._beside = beside
         self._suspicious = self._looking = False
         self._written: dict[xtables.Key, xtables.Rules] = {}
-        self._believing = True
 
     # --- reading ---
 
@@ -115,28 +114,11 @@ class IpvsDataplane:
             self._written,
         )
 
-    def learn(self, applied: Iterable[Mapping[Key, Value]]) -> bool:
-        """Have the print of the rules learnt; an edit is found then as by `intact`."""
-        written, writes = dict(self._written), self._rules.writes
-
-        def learn() -> None:
-            if writes != self._rules.writes:
-                return  # not what is there by now
-            try:
-                believed = self._rules.learn([written])
-            except HostError as error:
-                log.warning("rules not read back", reason=str(error))
-                return
-            # Looked into once: if the print is still not as written after a repair, this tool
-            # merely prints in a way we do not know.
-            if not believed and self._believing:
-                self._believing = False
-                self._suspect()
-            elif believed:
-                self._believing = True
-
-        self._beside(learn)
-        return True
+    def learn(
+        self, applied: Sequence[Mapping[Key, Value]], *, anew: bool = True
+    ) -> Callable[[], bool | None]:
+        """Have the rules learnt; the rest is looked at by `intact`."""
+        return self._rules.learn([dict(self._written)], anew=anew)
 
     def intact(self) -> bool:
         """Tell whether nothing seems to be gone, and have everything looked at."""
@@ -164,18 +146,14 @@ class IpvsDataplane:
         return not self._suspicious
 
     def _look_at_rules(self) -> Callable[[], bool]:
-        written, writes = dict(self._written), self._rules.writes
+        learn = self._rules.learn([dict(self._written)])
 
         def intact() -> bool:
             try:
-                found = self._rules.observe()
+                return learn() is not False
             except HostError as error:
                 log.warning("rules not looked at", reason=str(error))
                 return True
-            # The text of a shared chain counts once all that is wanted in it is told.
-            found.strays([written])
-            held = all(found.holds(key, value) for key, value in written.items())
-            return held or writes != self._rules.writes
 
         return intact
 

@@ -10,6 +10,7 @@ import pytest
 
 from pykubeproxy.cli import configure
 from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
+from pykubeproxy.iptables.index import Sizes
 from pykubeproxy.iptables.kernel import XtablesDataplane
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
@@ -43,7 +44,9 @@ def local_addresses(family: Family) -> frozenset[str]:
     return frozenset(address(each, family) for each in BOUND_ADDRESSES)
 
 
-def kernel_after(world: World, family: Family, *, counters: bool) -> Xtables:
+def kernel_after(
+    world: World, family: Family, *, counters: bool, sizes: Sizes | None = None
+) -> Xtables:
     """A fake kernel after one pass of the real proxy over the world."""
     config = configure(world.settings.flags())
     assert config is not None
@@ -56,7 +59,7 @@ def kernel_after(world: World, family: Family, *, counters: bool) -> Xtables:
         count_localhost=counters and localhost,
     )
     dataplane = XtablesDataplane(
-        Tools(family, Variant.NFT), lambda _: None, Event(), runner=kernel.run
+        Tools(family, Variant.NFT), lambda _: None, Event(), runner=kernel.run, sizes=sizes
     )
     ticks = count()
     reconciler = Reconciler(
@@ -135,24 +138,32 @@ CASES = [
 ]
 
 
+SIZES = [
+    pytest.param(None, id="lists"),
+    pytest.param(Sizes(above=0, leaf_rules=1), id="trees of single rules"),
+    pytest.param(Sizes(above=0, leaf_rules=4), id="trees"),
+]
+"""How the rules of Services are arranged, which packets do not notice."""
+
+
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(("world", "family"), CASES)
-def test_packets_meet_their_fate(world: World, family: Family) -> None:
-    kernel = kernel_after(world, family, counters=False)
-    problems = [
-        f"{packet}: {problem}"
-        for packet in world.packets_for(family)
-        if (problem := problem_with(kernel, packet, family)) is not None
-    ]
-    assert not problems, "\n".join(problems)
+def test_packets_meet_their_fate(world: World, family: Family, sizes: Sizes | None) -> None:
+    kernel = kernel_after(world, family, counters=False, sizes=sizes)
+    assert [] == problems_in(world, family, kernel)
 
 
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
-def test_counters_change_no_fate(world: World) -> None:
+def test_counters_change_no_fate(world: World, sizes: Sizes | None) -> None:
     family = world.families[0]
-    kernel = kernel_after(world, family, counters=True)
-    problems = [
+    kernel = kernel_after(world, family, counters=True, sizes=sizes)
+    assert [] == problems_in(world, family, kernel)
+
+
+def problems_in(world: World, family: Family, kernel: Xtables) -> list[str]:
+    return [
         f"{packet}: {problem}"
         for packet in world.packets_for(family)
         if (problem := problem_with(kernel, packet, family)) is not None
     ]
-    assert not problems, "\n".join(problems)

@@ -362,8 +362,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(answer.status, answer.body, answer.headers)
         self._begin_stream(answer.status, answer.headers)
         body = answer.body if answer.cut is None else answer.body[: answer.cut]
-        if body:
-            self.send_chunk(body)
+        for part in _pieces(body, 16384):
+            self.send_chunk(part)
         if answer.hang:
             self.ended.wait(60)
         self.close_connection = True

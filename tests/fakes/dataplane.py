@@ -69,7 +69,8 @@ class MemoryDataplane:
 
     ``refused`` holds owners and keys: a transaction with one of them is rejected. ``unknowns``
     holds for the next runs whether they die ``before`` or ``after`` the commit (``None``: they
-    do not die). ``batch`` is the number of owners per transaction.
+    do not die). While ``disturbed`` nothing can be learnt. ``batch`` is the number of owners per
+    transaction.
     """
 
     def __init__(self, batch: int | None = None, names_suspects: bool = False) -> None:
@@ -79,7 +80,7 @@ class MemoryDataplane:
         self.transactions: list[Transaction[Key, Value]] = []
         self.observations = 0
         self.learned = 0
-        self.learns_well = True
+        self.disturbed = False
         self.broken = ""
         self._batch = batch
         self._names_suspects = names_suspects
@@ -90,9 +91,19 @@ class MemoryDataplane:
         self.observations += 1
         return _Snapshot(dict(self.objects))
 
-    def learn(self, applied: Iterable[Mapping[Key, Value]]) -> bool:
-        self.learned += 1
-        return self.learns_well
+    def learn(
+        self, applied: Sequence[Mapping[Key, Value]], *, anew: bool = True
+    ) -> Callable[[], bool | None]:
+        def learn() -> bool | None:
+            if self.broken:
+                raise HostError(self.broken)
+            if self.disturbed:
+                return None
+            self.learned += anew
+            held = all(self.objects.get(k) == v for part in applied for k, v in part.items())
+            return held or not anew
+
+        return learn
 
     def intact(self) -> bool:
         return bool(self.objects)
@@ -171,8 +182,10 @@ class ChainDataplane:
     def observe(self) -> _Chains:
         return _Chains({name: list(rules) for name, rules in self.chains.items()})
 
-    def learn(self, applied: Iterable[Mapping[Any, Rules]]) -> bool:
-        return True
+    def learn(
+        self, applied: Sequence[Mapping[Any, Rules]], *, anew: bool = True
+    ) -> Callable[[], bool | None]:
+        return lambda: True
 
     def intact(self) -> bool:
         return bool(self.chains)

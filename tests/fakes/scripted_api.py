@@ -76,10 +76,10 @@ class ScriptedApi:
         self.answers = deque(answers)
         self.asked: list[tuple[str, dict[str, str]]] = []
 
-    def list(self, resource: Resource, query: Mapping[str, str]) -> bytes:
+    def list(self, resource: Resource, query: Mapping[str, str]) -> Iterator[bytes]:
         answer = self._next("list", query)
         assert isinstance(answer, bytes), f"a list was asked, {answer} prepared: {self.asked}"
-        return answer
+        return iter([answer])
 
     def watch(
         self, resource: Resource, query: Mapping[str, str], read_seconds: float = 150.0

@@ -19,7 +19,7 @@ from pathlib import PurePath
 
 from msgspec import Struct
 
-from pykubeproxy.host.exec import Finished, Killed, NotStarted, Result, TimedOut
+from pykubeproxy.host.exec import Finished, Input, Killed, NotStarted, Result, TimedOut
 
 __all__ = ["BUILTIN", "Condition", "Fault", "Refused", "Rule", "Table", "Xtables", "parse_rule"]
 
@@ -647,12 +647,12 @@ class Xtables:
     # --- running ---
 
     def __call__(
-        self, argv: Sequence[str], input: bytes | None = None, timeout_seconds: float = 60.0
+        self, argv: Sequence[str], input: Input | None = None, timeout_seconds: float = 60.0
     ) -> Result:
         return self.run(argv, input, timeout_seconds)
 
     def run(
-        self, argv: Sequence[str], input: bytes | None = None, timeout_seconds: float = 60.0
+        self, argv: Sequence[str], input: Input | None = None, timeout_seconds: float = 60.0
     ) -> Result:
         """Do what the tool named by ``argv[0]`` would do."""
         tool = PurePath(argv[0]).name
@@ -670,7 +670,7 @@ class Xtables:
         try:
             match kind[1]:
                 case "-restore":
-                    text = (input or b"").decode()
+                    text = bytes(input or b"").decode()
                     return self._faulty_restore(tool, arguments, text, timeout_seconds)
                 case "-save":
                     return Finished(0, self._save(arguments).encode(), b"")

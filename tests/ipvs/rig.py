@@ -203,7 +203,6 @@ class Proxy(Rig):
 
     def restart(self):
         super().restart()
-        self.store.touch_all()
         self.reconciler = Reconciler(
             self.family,
             IpvsCompiler(IpvsSettings()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Event, Thread
+from threading import Event
 
 import pytest
 
@@ -115,7 +115,6 @@ def serve(built, *objects):
     for proxy in built.families:
         node = NodeContext("node", proxy.family, addresses=tuple(proxy.addresses()))
         assert proxy.reconciler.run(store.take(), store, node).succeeded
-        store.touch_all()
 
 
 # --- building ---
@@ -286,26 +285,6 @@ def test_a_module_that_is_loaded_anew_is_set_up_anew(world):
     assert ["TCP 10.96.0.1:80"] == list(world.kernel.virtuals())
     assert "1\n" == (world.sysctls / "net/ipv4/vs/conntrack").read_text()
     assert [(60, 0, 0)] * 2 == world.timeouts
-
-
-def test_the_end_waits_for_a_look_and_none_begins_after_it():
-    beside, began, may_end, done = backend._Beside(), Event(), Event(), []
-
-    def look():
-        began.set()
-        may_end.wait(30)
-        done.append("look")
-
-    beside.run(look)
-    assert began.wait(30)
-    beside.run(lambda: done.append("late"))
-    closing = Thread(target=lambda: (beside.close(), done.append("closed")))
-    closing.start()
-    may_end.set()
-    closing.join(30)
-    beside.run(lambda: done.append("later"))
-    assert "look" == done[0]
-    assert "later" not in done
 
 
 def test_the_end_closes_everything(world):

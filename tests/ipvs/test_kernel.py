@@ -318,17 +318,16 @@ def test_what_is_written_during_a_look_is_no_damage(ranged):
     assert 0 == ranged.suspicions
 
 
-def test_an_edit_is_found_when_the_print_is_learnt(ranged):
+def test_an_edit_of_the_rules_is_found_by_a_lesson_and_undone(ranged):
     ranged.restart()
     ranged.sync()
-    ranged.later = []
-    ranged.reconciler.distrust()
+    chain = ranged.rules.table("filter").chains["KUBE-FORWARD"]
+    before = [rule.text for rule in chain]
+    chain.pop()
+    ranged.reconciler.recheck()
+    assert not ranged.reconciler.learn()
     ranged.sync()
-    ranged.rules.table("filter").chains["KUBE-FORWARD"].pop()
-    for job in ranged.later:
-        job()
-    assert 1 == ranged.suspicions
-    assert not ranged.dataplane.intact()
+    assert before == [rule.text for rule in ranged.rules.table("filter").chains["KUBE-FORWARD"]]
 
 
 # --- addresses, by notices ---

@@ -169,7 +169,6 @@ class Program:
         self.start()
 
     def start(self):
-        self.store.touch_all()
         for family, rig in self.rigs.items():
             rig.restart()
             self.reconcilers[family] = Reconciler(

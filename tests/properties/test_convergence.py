@@ -16,15 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pykubeproxy.iptables.compile import IptablesCompiler, XtablesSettings
+from pykubeproxy.iptables.index import Sizes
 from pykubeproxy.iptables.kernel import XtablesDataplane
-from pykubeproxy.iptables.render import restore_input
+from pykubeproxy.iptables.render import Script
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext, PodCIDR
 from pykubeproxy.model.objects import Kind, ObjectKey, Service
 from pykubeproxy.sync.reconciler import Reconciler
-from pykubeproxy.sync.store import Store
+from pykubeproxy.sync.store import Store, Touched
 from tests.build import endpoint, port, service, slice_, slice_port
 from tests.fakes.dataplane import ChainDataplane
 from tests.fakes.xtables import Fault, Xtables
@@ -160,6 +161,8 @@ class Memory:
 class Strict:
     """The real dataplane over the strict fake of the tools, and how to compare it."""
 
+    sizes = Sizes(above=None)
+
     def __init__(self):
         self.kernel = Xtables()
         self.dataplane = XtablesDataplane(
@@ -168,6 +171,7 @@ class Strict:
             Event(),
             self.kernel,
             chains_per_transaction=12,
+            sizes=self.sizes,
         )
 
     @classmethod
@@ -188,6 +192,12 @@ class Strict:
 
     def writes(self):
         return self.kernel.calls["iptables-restore"]
+
+
+class StrictTrees(Strict):
+    """The same with trees in place of all shared chains."""
+
+    sizes = Sizes(above=0, leaf_rules=1)
 
 
 def compared(chain, rules):
@@ -212,9 +222,9 @@ class Proxy:
             Family.IPV4, IptablesCompiler(SETTINGS), kernel.dataplane, lambda: self.now
         )
 
-    def sync(self):
+    def sync(self, touched=None):
         self.now += 0.5
-        report = self.reconciler.run(self.store.take(), self.store, self.node)
+        report = self.reconciler.run(touched or self.store.take(), self.store, self.node)
         if report.succeeded:
             self.reconciler.learn()
         return report
@@ -255,7 +265,9 @@ def rebuilt(kernel, history):
     return proxy.kernel.state()
 
 
-KERNELS = pytest.mark.parametrize("kernel", [Memory, Strict], ids=["memory", "strict tools"])
+KERNELS = pytest.mark.parametrize(
+    "kernel", [Memory, Strict, StrictTrees], ids=["memory", "strict tools", "strict tools, trees"]
+)
 
 
 @KERNELS
@@ -317,15 +329,18 @@ def test_a_replay_of_everything_writes_nothing(kernel, history):
     before = proxy.kernel.writes()
     for obj in list(proxy.store.services.values()):
         proxy.store.put(obj)
-    proxy.store.touch_all()
-    proxy.sync()
+    proxy.sync(Touched(frozenset(proxy.store.services)))
     assert before == proxy.kernel.writes()
 
 
+STRICT = pytest.mark.parametrize("strict", [Strict, StrictTrees], ids=["lists", "trees"])
+
+
+@STRICT
 @deterministic(100)
 @given(history=HISTORIES, flushed=st.sampled_from(["all", "nat", "filter"]))
-def test_a_flush_by_somebody_else_is_repaired(history, flushed):
-    strict = Strict()
+def test_a_flush_by_somebody_else_is_repaired(strict, history, flushed):
+    strict = strict()
     proxy = Proxy(strict).play(history)
     before = strict.state()
     if flushed == "all":
@@ -378,7 +393,7 @@ def cost(change, number):
         case "delete":
             proxy.store.drop(Kind.SERVICE, ObjectKey("default", "s0005"))
     report = proxy.sync()
-    lines = sum(restore_input(t)[1] for t in memory.dataplane.transactions)
+    lines = sum(Script(t).text().count(b"\n") for t in memory.dataplane.transactions)
     return report.services, report.objects_put, report.objects_dropped, lines
 
 
@@ -390,7 +405,7 @@ def test_histories_reach_what_they_are_made_for():
     @given(history=HISTORIES)
     def look(history):
         proxy = Proxy(Memory()).play(history)
-        seen["conflict"] += bool(proxy.reconciler._conflicts)
+        seen["conflict"] += bool(list(proxy.reconciler._tracker.conflicts()))
         for _, value in history:
             if isinstance(value, Service):
                 seen["local"] += value.spec.external_traffic_policy == "Local"
