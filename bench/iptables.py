@@ -49,7 +49,8 @@ def measure(variant: Variant, world: World) -> list[Row]:
 def half(variant: Variant, family: Family, runner: Runner, watch: Stopwatch | None = None) -> Half:
     """One family as the daemon has it."""
     dataplane = XtablesDataplane(Tools(family, variant), lambda _: None, Event(), runner)
-    compiler = IptablesCompiler(XtablesSettings())
+    settings = XtablesSettings(localhost_nodeports=family is Family.IPV4)
+    compiler = IptablesCompiler(settings)
     if watch is not None:
         stages.watch_stages(watch, compiler, dataplane)
     return Half(Reconciler(family, compiler, dataplane, time.monotonic), NODES[family])

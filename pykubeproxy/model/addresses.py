@@ -23,7 +23,7 @@ _is_canonical_ipv4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}").fullmatch
 _is_sloppy_ipv4 = re.compile(r"[0-9]+(?:\.[0-9]+){3}").fullmatch
 _is_decimal = re.compile(r"[0-9]{1,9}").fullmatch
 
-_IPV4 = Family.IPV4
+_IPV4 = Family.IPV4  # looking a member up takes 0.1 us, and there are many addresses
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96
 
 

@@ -310,7 +310,9 @@ class Reconciler(Generic[K, V]):
         report.services = len(decided)
         # Compiled only now: how objects are written may depend on the size of the family.
         self._compiler.resize(self._totals.endpoint_count)
-        for key, routes in decided:
+        decided.reverse()
+        while decided:  # of a whole cluster, what is compiled need not be kept
+            key, routes = decided.pop()
             service = store.service(key)
             age = (service.metadata.creation_timestamp or "") if service else ""
             objects = self._compiled(routes, node)

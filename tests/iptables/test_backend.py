@@ -10,6 +10,7 @@ from pykubeproxy.backend import Surroundings
 from pykubeproxy.config import Config
 from pykubeproxy.errors import HostError
 from pykubeproxy.host import sysctls
+from pykubeproxy.host.state import StateDirectory
 from pykubeproxy.iptables import backend
 from pykubeproxy.iptables.tools import LOCK_SECONDS, Tools
 from pykubeproxy.iptables.variant import Variant
@@ -46,6 +47,8 @@ class World:
         self.metrics = Metrics()
         self.stop = Event()
         self.books = []
+        self.generation = 7
+        self.programs = []
         monkeypatch.setattr(sysctls, "ROOT", tmp_path)
         for name in (LOCALNET, LIBERAL):
             (tmp_path / name).parent.mkdir(parents=True)
@@ -58,19 +61,27 @@ class World:
         self.books.append(Book())
         return self.books[-1]
 
+    def count(self):
+        return self.generation
+
     def run(self, argv, input=None, timeout_seconds=0.0, cancel=None):
+        self.generation += argv[0].endswith("restore")
+        self.programs.append(argv[0])
         return self.tools[6 if "ip6tables" in argv[0] else 4].run(argv, input, timeout_seconds)
 
-    def build(self, families=tuple(Family), **config):
+    def build(self, families=tuple(Family), variant=Variant.NFT, state=None, **config):
         return backend.build(
             Surroundings(
                 config=Config(**config),
-                tools={family: Tools(family, Variant.NFT) for family in families},
+                tools={family: Tools(family, variant) for family in families},
                 ask=self.run,
                 metrics=self.metrics,
                 suspicions=Suspicions(Mailbox()),
                 clock=lambda: 0.0,
                 stop=self.stop,
+                generation=self.count,
+                state=state,
+                place=("this boot", "cookie-1"),
             )
         )
 
@@ -168,3 +179,37 @@ def test_a_wait_for_the_lock_is_counted(world):
     world.serve(built)
     name = "pykubeproxy_xtables_lock_wait_seconds_total"
     assert LOCK_SECONDS <= world.metrics.registry.get_sample_value(name, {"ip_family": "IPv4"})
+
+
+# --- over a restart ---
+
+
+@pytest.mark.parametrize(
+    ("variant", "happens", "expected"),
+    [
+        pytest.param(Variant.NFT, 0, 0, id="nobody changed anything: nothing is read"),
+        pytest.param(Variant.NFT, 1, 2, id="somebody did: it is read"),
+        pytest.param(Variant.LEGACY, 0, 2, id="legacy: nobody knows, it is read"),
+    ],
+)
+def test_a_restart_goes_on_where_the_last_run_ended(world, tmp_path, variant, happens, expected):
+    state = StateDirectory(tmp_path / "state")
+    built = world.build(variant=variant, state=state)
+    world.serve(built)
+    assert all(proxy.reconciler.learn() for proxy in built.families)
+    # A change of one family is no change by others for the other one.
+    assert all(proxy.reconciler.learn() for proxy in built.families)
+    names = {f"iptables-{family}-{variant}-cookie-1" for family in Family}
+    assert names == {path.name for path in (tmp_path / "state").iterdir()}
+    assert all(map(backend.is_state_file, names))
+
+    world.generation += happens
+    world.programs.clear()
+    world.metrics = Metrics()
+    world.serve(world.build(variant=variant, state=state))
+    assert expected == sum(program.endswith("-save") for program in world.programs)
+    assert not [program for program in world.programs if program.endswith("-restore")]
+
+
+def test_other_files_are_not_ours():
+    assert not backend.is_state_file("ipvs")
