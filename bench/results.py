@@ -182,6 +182,6 @@ def _seconds(seconds: float) -> str:
     """In the unit that reads best; nothing for nothing."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
-    if seconds >= 1e-4:
+    if seconds >= 1e-3:
         return f"{1000 * seconds:.3g} ms"
     return f"{1e6 * seconds:.3g} us" if seconds else ""

@@ -86,6 +86,23 @@ def run(
     later at the latest. Input of any size is fed while output is read. About 1 ms on top of
     what the tool itself takes (vfork, no preexec).
     """
+    # Into memory outside of this process, since `Popen.communicate` needs twice the room for it.
+    with open(os.memfd_create("stdout"), "rb", buffering=0) as stdout:
+        result = _run(argv, input, timeout_seconds, cancel, stdout.fileno())
+        if isinstance(result, Finished):
+            stdout.seek(0)
+            result = Finished(result.exit_status, stdout.readall(), result.stderr)
+    return result
+
+
+def _run(
+    argv: Sequence[str],
+    input: Input | None,
+    timeout_seconds: float,
+    cancel: Event | None,
+    stdout: int,
+) -> Result:
+    """The same with its output going to *stdout*."""
     path = os.environ.get("PATH", "")
     environment = {**os.environ, "LC_ALL": "C", "PATH": f"{path}:{_SBIN}" if path else _SBIN}
     try:
@@ -95,7 +112,7 @@ def run(
             # try costs as much as a new process (User-Mode Linux: 3 to 60 ms).
             executable=shutil.which(argv[0], path=environment["PATH"]),
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
@@ -105,7 +122,7 @@ def run(
     with process:
         try:
             with _killed_when(cancel, process):
-                stdout, stderr = _communicate(process, input, timeout_seconds)
+                stderr = _communicate(process, input, timeout_seconds)[1]
         except subprocess.TimeoutExpired:
             _kill_group(process)
             return TimedOut(timeout_seconds, _rest_of_stderr(process))
@@ -114,7 +131,7 @@ def run(
             raise
     if process.returncode < 0:
         return Killed(-process.returncode, stderr)
-    return Finished(process.returncode, stdout, stderr)
+    return Finished(process.returncode, b"", stderr)
 
 
 def _communicate(

@@ -12,7 +12,6 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
-from operator import itemgetter
 from typing import NamedTuple
 
 from pykubeproxy.iptables.objects import (
@@ -101,10 +100,15 @@ class Fingerprints:
 
     def __init__(self, rows: Iterable[tuple[int, int, int]] = ()) -> None:
         """*rows*: mark, content, print; of several with one mark the last counts."""
-        latest = sorted({row[0]: row for row in rows}.values(), key=itemgetter(0))
-        self._marks = array("Q", [row[0] for row in latest])
-        self._contents = array("Q", [row[1] for row in latest])
-        self._prints = array("Q", [row[2] for row in latest])
+        # Rows as tuples would take ten times the room.
+        unsorted = array("Q")
+        for row in rows:
+            unsorted.extend(row)
+        places = {of: place for place, of in enumerate(unsorted[::3])}
+        order = sorted(places)
+        self._marks = array("Q", order)
+        self._contents = array("Q", [unsorted[3 * places[of] + 1] for of in order])
+        self._prints = array("Q", [unsorted[3 * places[of] + 2] for of in order])
 
     def __len__(self) -> int:
         return len(self._marks)

@@ -26,7 +26,7 @@ from pykubeproxy.iptables.ledger import Ledger
 from pykubeproxy.iptables.listing import Listing
 from pykubeproxy.iptables.names import CANARY
 from pykubeproxy.iptables.objects import Chain, Key, Rules
-from pykubeproxy.iptables.observation import XtablesObservation, shared_members, verdict
+from pykubeproxy.iptables.observation import XtablesObservation, verdict
 from pykubeproxy.iptables.render import Script, batch_size, leaf_chains, plan, scripts
 from pykubeproxy.iptables.tools import (
     LOCK_SECONDS,
@@ -160,8 +160,7 @@ class XtablesDataplane:
                 is_ours=epoch is not None and ledger.is_whole(epoch),
                 accepted=ledger.accepted,
             )
-            members = shared_members(applied, self._indexes.in_kernel)
-            if not ledger.learnt(writes, found, members, epoch):
+            if not ledger.learnt(writes, found, epoch):
                 return None
             wrong = found.wrong
         if wrong:
@@ -304,10 +303,13 @@ class XtablesDataplane:
         return listing, before if before == self._ledger.custody.epoch() else None
 
     def _compared_with(self, listing: Listing) -> XtablesObservation:
-        ledger, family = self._ledger, self._tools.family
-        apart = Indexes(family, self._indexes.sizes)  # those of the writing thread stay as they are
         return XtablesObservation(
-            listing, ledger.table, ledger.members, self._has_rule, family, indexes=apart
+            listing,
+            self._ledger.table,
+            self._ledger.members,
+            self._has_rule,
+            self._tools.family,
+            trees=self._indexes.in_kernel,  # which tells no index, so that those stay as they are
         )
 
     def _has_rule(self, table: str, chain: str, rule: str) -> bool:

@@ -164,13 +164,13 @@ class Ledger:
             self._epoch, self._is_all = epoch, False
             self._changes.clear()
 
-    def learnt(self, writes: int, found: Verdict, members: Members, epoch: int | None) -> bool:
+    def learnt(self, writes: int, found: Verdict, epoch: int | None) -> bool:
         """Take over what a read-back told; nothing of it if a transaction was begun meanwhile."""
-        table = Fingerprints(found.prints)
+        table = Fingerprints(found.rows())
         with self._lock:
             if writes != self._writes:
                 return False
-            self._table, self._members, self._accepted = table, members, found.odd
+            self._table, self._members, self._accepted = table, found.members, found.odd
             self._is_all = not found.wrong
             self._changes.clear()
             self._shared, self._shared_changed = found.shared, False

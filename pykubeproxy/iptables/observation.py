@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -42,13 +43,16 @@ __all__ = [
     "fingerprints",
     "kernel_objects",
     "object_mark",
-    "shared_members",
     "target_of",
     "verdict",
 ]
 
 
 # --- what objects amount to ---
+
+
+_NOTHING: Mapping[Key, Rules] = {}
+"""The same for all: there are many chains without members."""
 
 
 class KernelChain(Struct, frozen=True, gc=False):
@@ -61,7 +65,7 @@ class KernelChain(Struct, frozen=True, gc=False):
 
     keys: tuple[Key, ...]
     rules: Rules | None = None
-    members: dict[Key, Rules] = msgspec.field(default_factory=dict)
+    members: Mapping[Key, Rules] = msgspec.field(default_factory=lambda: _NOTHING)
     above: tuple[str, str] | None = None
 
     @property
@@ -123,14 +127,6 @@ def kernel_objects(objects: Iterable[Mapping[Key, Rules]], trees: Trees) -> Kern
     return found
 
 
-def shared_members(
-    objects: Iterable[Mapping[Key, Rules]], trees: Trees
-) -> dict[tuple[str, str], dict[Key, Rules]]:
-    """The members of every shared chain of *objects* that is a list."""
-    chains = kernel_objects(objects, trees).chains
-    return {n: c.members for n, c in chains.items() if c.rules is None and c.members}
-
-
 def fingerprints(expected: KernelObjects, known: Fingerprints) -> Iterator[tuple[int, int, int]]:
     """The rows of a table of all that is *expected*; prints are those *known* of it."""
     for (table, name), chain in expected.chains.items():
@@ -176,11 +172,13 @@ class XtablesObservation:
         family: Family,
         read: Callable[[], Listing] | None = None,
         indexes: Indexes | None = None,
+        trees: Trees | None = None,
     ) -> None:
         """*members*: what a shared chain holds if it is a list and its print the known one.
 
-        *indexes* hear what was seen of shared chains.
+        *indexes* hear what was seen of shared chains, unless it is known which are *trees*.
         """
+        self._known_trees = trees
         self._indexes = indexes or Indexes(family, Sizes())
         self._listing = listing
         self._known = known
@@ -212,23 +210,39 @@ class XtablesObservation:
 
     def strays(self, wanted: Iterable[Mapping[Key, Rules]]) -> dict[Key, Rules]:
         """Return chains of ours in any mode, and rules that lead to them, that nobody wants."""
+        if self._listing is not None and not self._has_anything(self._listing):
+            self._indexes.hold({}, ())
+            return {}
         # Where a key comes twice, the later value is what the kernel is noted to hold.
         wanted = list(wanted)
-        expected = kernel_objects(wanted, self._trees)
+        trees = self._known_trees or self._trees
+        expected = kernel_objects(wanted, trees)
         if self._listing is None and self._read is not None and not self._is_all_wanted(expected):
             self._listing = self._read()
-            expected = kernel_objects(wanted, self._trees)
+            expected = kernel_objects(wanted, trees)
         trusted: dict[tuple[str, str], bool] = {}
         for place, chain in expected.chains.items():
             if chain.is_shared and self._is_trusted(place, expected, trusted):
                 self._held.update(chain.members)
-        trees = {
+        if self._known_trees is None:
+            self._tell_indexes(expected)
+        return {} if self._listing is None else self._strays(self._listing, expected)
+
+    def _tell_indexes(self, expected: KernelObjects) -> None:
+        seen = {
             SharedChain(*place)
             for place, chain in expected.chains.items()
             if chain.is_shared and chain.above is None and chain.rules is not None
         }
-        self._indexes.hold(self._held, {shared for shared in trees if shared in self._held})
-        return {} if self._listing is None else self._strays(self._listing, expected)
+        self._indexes.hold(self._held, {shared for shared in seen if shared in self._held})
+
+    def _has_anything(self, listing: Listing) -> bool:
+        """Tell whether a proxy ever wrote here: at a first start there is nothing to compare."""
+        return any(
+            is_own_chain(table, chain)
+            for table, saved in listing.tables.items()
+            for chain in saved.chains
+        )
 
     def _is_trusted(
         self,
@@ -400,15 +414,21 @@ def target_of(rule: str) -> str:
 class Verdict(Struct, frozen=True):
     """What a read-back says about what was written.
 
-    ``prints`` are rows of a table, of what is believed. ``odd`` are prints of chains with the
-    right number of rules and the right targets, in a text that we do not know. ``wrong`` names
-    what is not as written, ``shared`` holds the marks of chains that have many owners.
+    ``prints`` are the numbers of rows of a table, of what is believed. ``odd`` are prints of
+    chains with the right number of rules and the right targets, in a text that we do not know.
+    ``wrong`` names what is not as written. ``shared`` holds the marks of chains that have many
+    owners, ``members`` what those of them hold that are lists.
     """
 
-    prints: list[tuple[int, int, int]]
+    prints: array[int]
     odd: frozenset[tuple[int, int]]
     wrong: list[str]
     shared: frozenset[int]
+    members: dict[tuple[str, str], Mapping[Key, Rules]]
+
+    def rows(self) -> Iterator[tuple[int, int, int]]:
+        numbers = iter(self.prints)
+        return zip(numbers, numbers, numbers, strict=True)
 
 
 def verdict(
@@ -427,12 +447,12 @@ def verdict(
     are prints that were odd before. Still so after the chain was written again, they are how
     this tool prints it; so they are where most chains are odd. Else somebody edited the chain.
     """
+    # First, since it takes as much memory as what follows.
+    wrong = [] if is_ours else list(map(str, observation.strays(applied)))
     expected = kernel_objects(applied, trees)
-    rows: list[tuple[int, int, int]] = list(_printless(expected))
+    rows = array("Q", [number for row in _printless(expected) for number in row])
     odd: list[tuple[str, tuple[int, int, int]]] = []
-    wrong: list[str] = []
     if not is_ours:
-        wrong += map(str, observation.strays(applied))
         wrong += (str(jump) for jump, v in expected.jumps.items() if not observation.holds(jump, v))
     for (table, name), chain in expected.chains.items():
         of, content = chain_mark(table, name), chain.content
@@ -440,13 +460,13 @@ def verdict(
         if text is None:
             printed = known.print_of(of, content) if listing.has(table, name) else 0
             if printed:
-                rows.append((of, content, printed))
+                rows.extend((of, content, printed))
             else:
                 wrong.append(f"{table} {name}")
             continue
         row = (of, content, mark(text))
         if is_ours or observation.is_right(table, name, chain):
-            rows.append(row)
+            rows.extend(row)
         elif _resembles(text, chain):
             odd.append((f"{table} {name}", row))
         else:
@@ -454,7 +474,7 @@ def verdict(
     is_usual = len(odd) * 2 > len(expected.chains)
     for what, row in odd:
         if is_usual or (row[0], row[2]) in accepted:
-            rows.append(row)
+            rows.extend(row)
         else:
             wrong.append(what)
     return Verdict(
@@ -462,6 +482,7 @@ def verdict(
         frozenset((of, printed) for _, (of, _, printed) in odd),
         wrong,
         frozenset(chain_mark(*place) for place, c in expected.chains.items() if c.is_shared),
+        {place: c.members for place, c in expected.chains.items() if c.rules is None},
     )
 
 

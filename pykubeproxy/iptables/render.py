@@ -117,8 +117,9 @@ def plan(
     rest = changes
     limit = chains_per_transaction
     if limit is not None and leaf_chains(changes) > limit:
-        rest = [_part(c, lambda key: not _is_leaf(key), drops=True) for c in rest]
-        before = list(_batches([_part(c, _is_leaf, drops=False) for c in changes], limit))
+        cut = [_without_leaves(c) for c in changes]
+        rest = [remainder for _, remainder in cut]
+        before = list(_batches((leaves for leaves, _ in cut), limit))
     later = [c for c in changes if is_leftover(c.owner)]
     if limit is not None and sum(map(_chains_dropped, changes)) > limit:
         later = changes
@@ -138,15 +139,16 @@ def _at_once(
     *firewall_later* KUBE-PROXY-FIREWALL is rewritten after nat, together with the removal of the
     jumps that send it more than new connections.
     """
-    filters = [_of_table(c, "filter") for c in changes]
+    of = _by_table(changes)
+    filters = of["filter"]
     sooner = [_only_puts(c) for c in filters]
     later = [_only_drops(c) for c in filters]
     if firewall_later:
         sooner = [_part(c, lambda key: not _is_firewall(key), drops=False) for c in filters]
         later = [_part(c, _is_firewall, drops=True) for c in filters]
     yield from _transaction("filter", sooner)
-    yield from _transaction("nat", [_of_table(c, "nat") for c in changes])
-    yield from _transaction("mangle", [_of_table(c, "mangle") for c in changes])
+    yield from _transaction("nat", of["nat"])
+    yield from _transaction("mangle", of["mangle"])
     yield from _transaction("filter", later)
 
 
@@ -403,6 +405,29 @@ def _without_chain_drops(change: IptablesChange) -> IptablesChange:
     return Change(change.owner, change.put, drop, change.old)
 
 
+def _without_leaves(change: IptablesChange) -> tuple[IptablesChange, IptablesChange]:
+    """Return the leaf chains put by *change*, and all else of it."""
+    leaves = {k: v for k, v in change.put.items() if _is_leaf(k)}
+    rest = {k: v for k, v in change.put.items() if k not in leaves}
+    return (
+        Change(change.owner, leaves, {}, {k: v for k, v in change.old.items() if k in leaves}),
+        Change(
+            change.owner, rest, change.drop, {k: change.old[k] for k in change.old if k in rest}
+        ),
+    )
+
+
+def _by_table(changes: Iterable[IptablesChange]) -> dict[str, list[IptablesChange]]:
+    """What there is to do in each table, in the same order."""
+    found: dict[str, list[IptablesChange]] = {table: [] for table in TABLES}
+    for change in changes:
+        tables = {key.table for part in (change.put, change.drop) for key in part}
+        for table in tables:
+            # Most owners are in one table only: nothing is copied then.
+            found[table].append(change if len(tables) == 1 else _of_table(change, table))
+    return found
+
+
 def _of_table(change: IptablesChange, table: str) -> IptablesChange:
     return Change(
         change.owner,
@@ -416,11 +441,11 @@ def _batches(
     changes: Iterable[IptablesChange], chains_per_transaction: int | None
 ) -> Iterator[IptablesTransaction]:
     """Group per table, cutting between owners, or inside one that is larger than a batch."""
-    for table in TABLES:
+    for table, some in _by_table(changes).items():
         batch: list[IptablesChange] = []
         count = 0
-        for change in changes:
-            for piece in _pieces(_of_table(change, table), chains_per_transaction):
+        for change in some:
+            for piece in _pieces(change, chains_per_transaction):
                 size = len(piece.put) + len(piece.drop)
                 if batch and _exceeds(count + size, chains_per_transaction):
                     yield Transaction(table, tuple(batch))

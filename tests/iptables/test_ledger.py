@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 from pykubeproxy.iptables.custody import Custody
@@ -98,10 +100,11 @@ class Kernel:
         """As if each chain printed as its number."""
         expected = kernel_objects([self.objects], no_trees)
         rows = [(of, content, printed or of) for of, content, printed in self.rows(expected)]
+        numbers = array("Q", [number for row in rows for number in row])
         shared = {chain_mark(*name) for name, c in expected.chains.items() if c.is_shared}
-        verdict = Verdict(rows, frozenset(), more.pop("wrong", []), frozenset(shared))
+        verdict = Verdict(numbers, frozenset(), more.pop("wrong", []), frozenset(shared), {})
         return self.ledger.learnt(
-            more.pop("writes", self.ledger.writes), verdict, {}, self.ledger.custody.epoch()
+            more.pop("writes", self.ledger.writes), verdict, self.ledger.custody.epoch()
         )
 
     def rows(self, expected=None):
@@ -288,8 +291,8 @@ def test_after_a_change_of_somebody_else_no_whole_is_stored(kernel):
 def test_without_a_count_of_changes_facts_are_stored(kernel):
     place = Place()
     ledger = Ledger(Custody(), place, b"here")
-    verdict = Verdict([(1, 2, 3)], frozenset(), [], frozenset())
-    ledger.learnt(0, verdict, {}, None)
+    verdict = Verdict(array("Q", [1, 2, 3]), frozenset(), [], frozenset(), {})
+    ledger.learnt(0, verdict, None)
     ledger.store(0)
     again = Ledger(Custody(), place, b"here")
     assert not again.presume()

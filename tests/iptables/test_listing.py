@@ -83,6 +83,7 @@ def test_a_chain_in_two_pieces_is_never_a_known_one():
     known = {chain_mark("nat", "A"): mark(b"-A A -j X\n")}
     listing = Listing.of(output, lambda of: known.get(of, 0))
     assert not listing.is_known("nat", "A")
+    assert ["-j X", "-j Y"] == listing.rules("nat", "A")
     assert ["-j X"] == listing.rules("nat", "B")
 
 

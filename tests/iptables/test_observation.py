@@ -19,7 +19,6 @@ from pykubeproxy.iptables.observation import (
     fingerprints,
     kernel_objects,
     object_mark,
-    shared_members,
     target_of,
     verdict,
 )
@@ -88,9 +87,6 @@ def test_objects_become_chains_with_the_keys_that_they_vouch_for():
         ("nat", "KUBE-SERVICES"): (SERVICES, RULE, TAIL),
     } == {place: chain.keys for place, chain in found.chains.items()}
     assert ({JUMP: WANTED[JUMP]}, {PRESENT: ()}) == (found.jumps, found.presences)
-    assert {("nat", "KUBE-SERVICES"): {k: WANTED[k] for k in (SERVICES, RULE, TAIL)}} == (
-        shared_members([WANTED], no_trees)
-    )
 
 
 def test_of_two_values_the_later_counts():
@@ -174,9 +170,12 @@ def test_what_reads_as_written_is_believed_with_its_print():
     assert ([], frozenset()) == (found.wrong, found.odd)
     of = chain_mark("nat", "KUBE-SVC-A")
     text = b"-A KUBE-SVC-A -s 10.0.0.1/32 -j KUBE-MARK-MASQ\n-A KUBE-SVC-A -j KUBE-SEP-A\n"
-    assert mark(text) == Fingerprints(found.prints).printed(of)
+    assert mark(text) == Fingerprints(found.rows()).printed(of)
     assert {chain_mark("nat", "KUBE-SERVICES")} == found.shared
-    assert {object_mark(key) for key in (SVC, JUMP, PRESENT)} < {row[0] for row in found.prints}
+    assert {("nat", "KUBE-SERVICES"): {k: WANTED[k] for k in (SERVICES, RULE, TAIL)}} == (
+        found.members
+    )
+    assert {object_mark(key) for key in (SVC, JUMP, PRESENT)} < {row[0] for row in found.rows()}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +214,7 @@ def test_an_odd_print_that_was_odd_before_is_believed():
 
 
 def test_a_known_print_of_something_else_is_wrong():
-    known = Fingerprints(judged(OUTPUT).prints)
+    known = Fingerprints(judged(OUTPUT).rows())
     assert [] == judged(OUTPUT, known=known).wrong
     changed = {**WANTED, SVC: ("-j KUBE-SEP-B",)}
     assert ["nat KUBE-SVC-A"] == judged(OUTPUT, known=known, applied=changed).wrong
