@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from ipaddress import ip_address
+from ipaddress import IPv6Address
 
 import msgspec
 from msgspec import Struct
@@ -336,8 +336,13 @@ class _Forest:
         self._by_port = PrefixTree(f"{label} port", 0, leaf_rules)
         self._leaves: dict[Member, tuple[PrefixTree, Leaf]] = {}
         self._apart: dict[Member, Held] = {}
+        leaves: dict[PrefixTree, list[Leaf]] = {self._by_address: [], self._by_port: []}
         for key, held in members.items():
-            self._insert(key, held)
+            leaf = self._leaf(key, held)
+            if leaf is not None:
+                leaves[leaf[0]].append(leaf[1])
+        for tree, some in leaves.items():
+            tree.fill(some)
         self.filled: dict[str, Rules] = {n: _texts(lines) for n, lines in self.lines().items()}
 
     def members(self) -> dict[str, tuple[tuple[Member, ...], str | None]]:
@@ -399,15 +404,22 @@ class _Forest:
 
     def _insert(self, key: Member, held: Held) -> list[tuple[PrefixTree, int]]:
         """Return where chains may be others now."""
+        found = self._leaf(key, held)
+        if found is None:
+            return []
+        tree, leaf = found
+        return [(tree, one.bits) for one in tree.insert(leaf)]
+
+    def _leaf(self, key: Member, held: Held) -> tuple[PrefixTree, Leaf] | None:
+        """Note a member, and return what it is in which tree, if it has a place in one."""
         place = _placed(key)
         if place is None or not isinstance(key, DispatchRule):
             self._apart[key] = held
-            return []
+            return None
         has_address, bits = place
         tree = self._by_address if has_address else self._by_port
-        leaf = Leaf(bits, key, *held)
-        self._leaves[key] = (tree, leaf)
-        return [(tree, one.bits) for one in tree.insert(leaf)]
+        found = self._leaves[key] = (tree, Leaf(bits, key, *held))
+        return found
 
     def _shared_lines(self) -> Iterator[Line]:
         """The way into the trees, what is in neither, and the tail."""
@@ -458,4 +470,10 @@ def _placed(key: Member) -> tuple[bool, int] | None:
     bits = PROTOCOLS.index(protocol) << PORT_BITS | int(port)
     if address == "node port":
         return False, bits
-    return True, int(ip_address(address)) << (PROTOCOL_BITS + PORT_BITS) | bits
+    if ":" in address:
+        number = int(IPv6Address(address))
+    else:
+        number = 0  # four times as fast as an IPv4Address
+        for octet in address.split("."):
+            number = number << 8 | int(octet)
+    return True, number << (PROTOCOL_BITS + PORT_BITS) | bits

@@ -90,6 +90,14 @@ def test_every_order_gives_the_same_chains() -> None:
     assert expected == matches(tree_of(*reversed(places), leaf_rules=4))
 
 
+@pytest.mark.parametrize("leaf_rules", [1, 4, 100])
+def test_all_at_once_is_the_same_as_one_by_one(leaf_rules: int) -> None:
+    places = [at(A + n * n * 37, n % 3, 80 + n % 7) for n in range(60)] + [at(A)] * 9
+    tree = tree_of(leaf_rules=leaf_rules)
+    tree.fill(map(leaf, places))
+    assert matches(tree_of(*places, leaf_rules=leaf_rules)) == matches(tree)
+
+
 def test_what_was_removed_leaves_no_trace() -> None:
     kept = [at(A + n * 37) for n in range(40)]
     tree = tree_of(*kept, *(at(A + n * 41 + 7) for n in range(40)), leaf_rules=4)
