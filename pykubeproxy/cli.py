@@ -5,9 +5,12 @@ Exit status 0: version, help, successful cleanup, orderly stop. Everything else 
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from msgspec import structs
 
@@ -76,12 +79,28 @@ def _clean_up(config: Config) -> int:
 def _serve(config: Config) -> int:
     from pykubeproxy.supply import Supply
 
-    supply = Supply(config)
-    supply.start()
-    # After it: the lists are under way while this is loaded.
-    from pykubeproxy import daemon
+    with _ended_by_signals():
+        supply = Supply(config)
+        supply.start()
+        # After it: the lists are under way while this is loaded.
+        from pykubeproxy import daemon
 
-    return daemon.run(config, supply)
+        return daemon.run(config, supply)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Until the daemon hears them itself: nothing is written so far, so the end is orderly."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_set(given: dict[str, Given], name: str) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -127,3 +128,15 @@ def test_some_flags_win_over_the_file(path):
 def test_the_file_wins_over_defaults(path):
     config = cli.configure(["--config", path])
     assert (config.node_name, config.verbosity) == ("from-file", 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_daemon_is_loaded_ends_it_orderly(monkeypatch, tmp_path, number):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(
+        "pykubeproxy.supply.Supply.start", lambda _self: signal.raise_signal(number)
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main([f"--manifests={tmp_path}", "--hostname-override=node"])
+    assert 0 == ended.value.code
+    assert before == signal.getsignal(number)
