@@ -37,6 +37,8 @@ V = TypeVar("V")
 
 QUIET_SECONDS = 5.0
 """How long nothing must have changed before what was written is read back and remembered."""
+UNQUIET_SECONDS = 300.0
+"""After so long it is done all the same, though something may change meanwhile and spoil it."""
 VERIFY_SECONDS = 3600.0
 """How often it is made sure that the kernel holds what it should, although nothing seems wrong."""
 PATIENCE_SECONDS = 10.0
@@ -132,6 +134,7 @@ class SyncLoop:
         self._said: set[tuple[ServiceKey, str]] = set()
         self._probe_at = self._clock() + config.sync_period_seconds
         self._learn_at: float | None = None
+        self._learn_by: float | None = None
         self._beside = beside
         self._learning: set[Family] = set()
         self._verdicts: deque[tuple[FamilyProxy[Any, Any], bool | None, bool]] = deque()
@@ -259,7 +262,10 @@ class SyncLoop:
             # One in the past belongs to a pass that did not get there: its backoff counts.
             if retry_at is not None and retry_at > now:
                 self._pacer.request(retry_at)
-        self._learn_at = now + QUIET_SECONDS if succeeded else None
+        self._learn_at = None
+        if succeeded:
+            self._learn_by = self._learn_by or now + UNQUIET_SECONDS
+            self._learn_at = min(now + QUIET_SECONDS, self._learn_by)
 
     def _sync_family(self, proxy: FamilyProxy[Any, Any], touched: Touched) -> bool:
         started = self._clock()
@@ -361,7 +367,7 @@ class SyncLoop:
             self._learn_at = self._learn_at or now
         if self._learn_at is None or now < self._learn_at:
             return
-        self._learn_at = None
+        self._learn_at = self._learn_by = None
         for proxy in self._families:
             if proxy.family in self._learning:
                 self._learn_at = now + QUIET_SECONDS
@@ -394,8 +400,9 @@ class SyncLoop:
                 )
                 self._listener.repairing(proxy.family)
                 self._pacer.urge(self._clock())
-            elif verdict is None and not failed and self._learn_at is None:
-                self._learn_at = self._clock() + QUIET_SECONDS
+            elif verdict is None and self._learn_at is None:
+                pause = UNQUIET_SECONDS if failed else QUIET_SECONDS
+                self._learn_at = self._clock() + pause
 
     def _remember(self) -> None:
         """Have it noted what is written by now, for the next start."""

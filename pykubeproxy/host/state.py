@@ -31,7 +31,7 @@ class StateDirectory:
 
     def read(self, name: str) -> bytes | None:
         """Return the content; ``None`` if there is none, or if others could have written it."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             with open(os.open(self._path / name, flags), "rb") as file:
                 status = os.fstat(file.fileno())
@@ -73,7 +73,9 @@ class StateDirectory:
     def _replace(self, name: str, content: bytes) -> None:
         target, whole = self._path / name, self._path / f".{name}"
         # Not synced to a disk: a file that does not survive a power cut is of no use after it.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Made anew each time: somebody's file of that name may be a link to another.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        whole.unlink(missing_ok=True)
         try:
             with open(os.open(whole, flags, 0o600), "wb") as file:
                 file.write(content)

@@ -145,9 +145,10 @@ class ChainIndex:
 
     def written(self) -> dict[str, TreeChain] | None:
         """Return the chains as they were written, members apart; ``None`` for a list."""
-        if self._forest is None:
+        forest = self._forest  # once: another thread may just be changing it
+        if forest is None:
             return None
-        filled = dict(self._forest.filled)
+        filled = dict(forest.filled)
         return {name: TreeChain(rules, (), None) for name, rules in filled.items()}
 
     def hold(
@@ -182,6 +183,10 @@ class ChainIndex:
         """Take the last edit back: it did not land."""
         take_back, self._take_back = self._take_back, lambda: None
         take_back()
+
+    def landed(self) -> None:
+        """Forget how to take the last edit back."""
+        self._take_back = lambda: None
 
     # --- private ---
 
@@ -274,6 +279,12 @@ class Indexes:
         """Take back what the last `edit` did."""
         for index in self._edited:
             index.undo()
+        self._edited = []
+
+    def landed(self) -> None:
+        """Note that the last `edit` is in the kernel."""
+        for index in self._edited:
+            index.landed()
         self._edited = []
 
     def hold(self, seen: Mapping[Key, Rules], trees: Collection[SharedChain]) -> None:
@@ -373,6 +384,7 @@ class _Forest:
 
     def change(self, drops: Iterable[Member], puts: Mapping[Member, Held]) -> Edit:
         """Visits the chains on the way to each of them, and those that are divided or joined."""
+        tops = self._tops()
         suspects: set[str] = set()
         places: dict[tuple[PrefixTree, int], None] = {}
         for key in drops:
@@ -394,6 +406,10 @@ class _Forest:
             for name, branch in tree.path(bits):
                 if name not in found:
                     found[name] = tuple(tree.lines(branch))
+        if self._tops() != tops:
+            # A tree begins deeper or higher: chains come and go on no way to a changed member.
+            found = self.lines()
+            suspects.update(self.filled)
         gone = frozenset(suspects & self.filled.keys() - found.keys())
         filled = {n: lines for n, lines in found.items() if self.filled.get(n) != _texts(lines)}
         new = frozenset(filled.keys() - self.filled.keys())
@@ -401,6 +417,11 @@ class _Forest:
             del self.filled[name]
         self.filled.update((name, _texts(lines)) for name, lines in filled.items())
         return Edit(filled, new, gone)
+
+    def _tops(self) -> set[str]:
+        """The chains that the shared one leads to."""
+        trees = (self._by_address, self._by_port)
+        return {tree.name(branch) for tree in trees for branch in tree.tops()}
 
     def _insert(self, key: Member, held: Held) -> list[tuple[PrefixTree, int]]:
         """Return where chains may be others now."""

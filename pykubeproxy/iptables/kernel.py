@@ -199,12 +199,18 @@ class XtablesDataplane:
     def apply(self, transaction: Transaction[Key, Rules]) -> Outcome:
         if self._stop.is_set():
             return Unknown("stopping")
-        edits = self._indexes.edit(transaction)
         with self._ledger.writing(transaction) as outcomes:
-            outcome = self._write(self._spared(transaction), edits)
+            edits = self._indexes.edit(transaction)
+            spared = self._spared(transaction)
+            has_work = bool(edits) or any(c.put or c.drop for c in spared.changes)
+            outcome = self._write(spared, edits) if has_work else Applied()
+            if isinstance(outcome, Applied):
+                self._indexes.landed()
+            else:
+                self._indexes.undo()
+                if isinstance(outcome, Rejected):
+                    self._remove_filled(transaction.scope, edits)
             outcomes.append(outcome)
-        if not isinstance(outcome, Applied):
-            self._indexes.undo()
         return outcome
 
     def _spared(self, transaction: Transaction[Key, Rules]) -> Transaction[Key, Rules]:
@@ -226,6 +232,15 @@ class XtablesDataplane:
                 return outcome
             written = written.plus(outcome)
         return written
+
+    def _remove_filled(self, table: str, edits: Mapping[str, Edit]) -> None:
+        """Remove what was filled ahead for a commit that was refused: it leads to other chains."""
+        for shared, edit in edits.items():
+            limit = self._limit(len(edit.new))
+            if limit is None or len(edit.new) <= limit:
+                continue
+            unused = frozenset(n for n in edit.new if not self._indexes.uses(table, n))
+            self._restore(Script(Transaction(table, ()), {shared: Edit({}, frozenset(), unused)}))
 
     def _limit(self, chains: int) -> int | None:
         """How many of so many chains to write in one run; ``None``: all of them."""

@@ -48,6 +48,8 @@ Members = Mapping[tuple[str, str], Mapping[Key, Rules]]
 Snapshot = Sequence[Mapping[Key, Rules]]
 """All that the kernel was given, in parts that nobody changes any more."""
 
+CHANGES_KEPT = 1000
+"""At least so many changes are kept one by one before the whole table is made anew instead."""
 PRINTS_WORTH_A_READ = 8
 """If of one chain in so many the print is not known, one more read-back pays."""
 
@@ -240,11 +242,17 @@ class Ledger:
             self._stored = self._table
 
     def _note(self, transaction: Transaction[Key, Rules]) -> None:
+        if not self._is_all:
+            return  # the table is made anew from all that was applied
         for change in transaction.changes:
             for key in change.drop:
                 self._note_one(key, None)
             for key, rules in change.put.items():
                 self._note_one(key, rules)
+        if len(self._changes) > max(CHANGES_KEPT, len(self._table)):
+            # As long as it is never quiet, nobody folds them in.
+            self._changes.clear()
+            self._is_all = False
 
     def _note_one(self, key: Key, rules: Rules | None) -> None:
         match key:

@@ -76,8 +76,9 @@ SERVICE_CHAIN_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KU
 
 
 INDEX_PREFIX = "KUBE-SVC-IDX"
-"""Chains of an index begin as those of a Service do, so that kube-proxy removes them too when it
-takes the node back: one it did not know would keep it from removing the chains below."""
+"""Chains of an index begin as those of a Service do, so that kube-proxy removes those in nat when
+it takes the node back: one it did not know would keep it from removing the chains below. Those in
+filter lead to none of its chains, and stay unreachable until ``--cleanup``."""
 
 
 def index_chain(what: str, depth: int) -> str:
@@ -87,7 +88,7 @@ def index_chain(what: str, depth: int) -> str:
 
 def index_depth(name: str) -> int | None:
     """Return the depth of an index chain; ``None`` if *name* is no such chain."""
-    if not name.startswith(INDEX_PREFIX) or name[15:16] != "-":
+    if not name.startswith(INDEX_PREFIX) or name[15:16] != "-" or not name[12:15].isdecimal():
         return None
     return int(name[12:15])
 

@@ -227,7 +227,7 @@ class Reconciler(Generic[K, V]):
         It remembers what the kernel was given and, after a read-back, how it prints that. Later
         read-backs then write again only what really changed. ``None``: something is missing.
         """
-        if not (self._trusted and self._tracker.in_sync):
+        if not (self._trusted and self._tracker.is_settled):
             return None
         anew, self._learnt = not self._learnt, True
         return self._dataplane.learn(self._tracker.snapshot(), anew=anew)
@@ -240,7 +240,7 @@ class Reconciler(Generic[K, V]):
         # Somebody edited what we wrote. Looked into once: if it is still not as written after a
         # repair, there is something that we do not understand.
         repairs = not verdict and self._believing
-        self._believing = not repairs
+        self._believing = verdict or (self._believing and not repairs)
         if repairs:
             self.distrust()
         return repairs

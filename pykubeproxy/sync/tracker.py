@@ -137,9 +137,9 @@ class Tracker(Generic[K, V]):
         return found
 
     @property
-    def in_sync(self) -> bool:
-        """Nothing is missing, owners on hold included."""
-        return not self._dirty
+    def is_settled(self) -> bool:
+        """Nothing is missing but of owners on hold."""
+        return self._dirty <= self._held
 
     def applied(self) -> Iterable[Mapping[K, V]]:
         """Everything the kernel is known to hold, by owner."""

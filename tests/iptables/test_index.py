@@ -198,6 +198,8 @@ def test_many_rules_for_one_place_share_a_leaf() -> None:
 
 
 KEYS = [
+    # Outside of what the others have in common, so that the tree begins higher with them.
+    *(to_address(ip, 80) for ip in ("203.0.113.5", "10.200.0.1")),
     *(to_address(f"10.96.{n >> 4}.{n & 15}", 80) for n in range(24)),
     *(to_address("10.96.0.1", port, protocol) for port in (1, 2, 3) for protocol in ("tcp", "udp")),
     *(to_port(30000 + n) for n in range(8)),

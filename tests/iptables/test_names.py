@@ -158,7 +158,7 @@ def test_chains_of_an_index_are_told_by_their_names():
 
 
 @pytest.mark.parametrize(
-    "name", ["KUBE-SVC-IDXABCDEFGHIJKLM", "KUBE-SERVICES", "KUBE-SEP-IDX020-A"]
+    "name", ["KUBE-SVC-IDXABCDEFGHIJKLM", "KUBE-SERVICES", "KUBE-SEP-IDX020-A", "KUBE-SVC-IDXabc-A"]
 )
 def test_other_chains_are_of_no_index(name):
     assert index_depth(name) is None

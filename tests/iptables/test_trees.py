@@ -160,3 +160,40 @@ def test_chains_that_somebody_else_left_by_such_a_name_go(proxy: Proxy) -> None:
     proxy.reconciler.distrust()
     proxy.sync()
     assert before == proxy.kernel.state()
+
+
+@pytest.mark.parametrize("learnt", [False, True], ids=["by its text", "by its print"])
+def test_where_list_and_tree_are_both_right_a_lost_top_leaves_no_chain_behind(
+    learnt: bool,
+) -> None:
+    """The shared chain is written anew as a list then, and what the old tree had goes."""
+    proxy = Proxy(Xtables(), Sizes(above=SERVICES - 1, leaf_rules=4))
+    proxy.sync()
+    proxy.drop(3)
+    proxy.sync()
+    assert proxy.chains()
+    if learnt:
+        assert proxy.reconciler.learn()
+    proxy.restore("-F KUBE-SERVICES", "-F KUBE-NODEPORTS")
+    proxy.reconciler.distrust()
+    proxy.sync()
+    proxy.drop(5)
+    proxy.sync()
+    fresh = Proxy(Xtables(), Sizes(above=None))
+    fresh.drop(3)
+    fresh.drop(5)
+    fresh.sync()
+    assert sorted(fresh.kernel.table("nat").chains) == sorted(proxy.kernel.table("nat").chains)
+
+
+def test_a_destination_far_from_all_others_comes_and_goes(proxy: Proxy) -> None:
+    """The tree begins higher with it: its old beginning becomes a chain, and none again."""
+    before = proxy.kernel.state()
+    proxy.store.put(
+        service("far", cluster_ip="203.0.113.9", ports=[port(80, "http")]),
+    )
+    proxy.store.put(slice_("far", endpoint("10.1.0.1"), ports=[slice_port(8080, "http")]))
+    assert 0 < proxy.sync().lines < 60
+    proxy.store.drop(Kind.SERVICE, ObjectKey("default", "far"))
+    proxy.sync()
+    assert before == proxy.kernel.state()

@@ -51,7 +51,7 @@ class Kernel:
 
 
 def test_nothing_wanted_is_in_sync(tracker):
-    assert tracker.in_sync
+    assert tracker.is_settled
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_second_look_without_a_write_says_the_same(tracker):
 
 def test_what_was_confirmed_is_no_longer_missing(tracker):
     settled(tracker, (A, {"x": 1}))
-    assert tracker.in_sync
+    assert tracker.is_settled
 
 
 def test_only_owners_that_differ_have_changes(tracker):
@@ -162,11 +162,14 @@ def test_a_released_owner_is_caught_up_with(tracker):
     assert tracker.changes() == [Change(A, {"x": 1}, {}, {})]
 
 
-def test_an_owner_on_hold_is_not_in_sync(tracker):
+def test_only_what_is_on_hold_may_be_missing_from_what_is_settled(tracker):
     tracker.want(A, {"x": 1})
-    tracker.hold(A)
     tracker.changes()
-    assert not tracker.in_sync
+    assert not tracker.is_settled
+    tracker.hold(A)
+    assert tracker.is_settled
+    tracker.want(B, {"y": 1})
+    assert not tracker.is_settled
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["before the write", "after it"])
@@ -264,7 +267,7 @@ def test_nothing_is_written_when_the_next_one_wants_the_same(tracker):
     settled(tracker, (A, {"shared": 1}, "2024"), (B, {"shared": 1}, "2025"))
     tracker.want(A, {})
     assert tracker.changes() == []
-    assert tracker.in_sync
+    assert tracker.is_settled
 
 
 def test_what_the_last_owner_shared_goes(tracker):
