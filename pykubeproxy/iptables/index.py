@@ -22,6 +22,7 @@ from pykubeproxy.iptables.prefixtree import (
     PORT_BITS,
     PROTOCOL_BITS,
     PROTOCOLS,
+    Branch,
     Leaf,
     Line,
     PrefixTree,
@@ -406,10 +407,17 @@ class _Forest:
             for name, branch in tree.path(bits):
                 if name not in found:
                     found[name] = tuple(tree.lines(branch))
-        if self._tops() != tops:
+        now = self._tops()
+        if now.keys() != tops.keys():
             # A tree begins deeper or higher: chains come and go on no way to a changed member.
-            found = self.lines()
-            suspects.update(self.filled)
+            suspects.update(n for n, (tree, top) in tops.items() if not tree.has(top))
+            waiting = list(now.values())
+            while waiting:
+                tree, branch = waiting.pop()
+                name = tree.name(branch)
+                if name not in self.filled:
+                    found.setdefault(name, tuple(tree.lines(branch)))
+                    waiting += ((tree, below) for below in tree.branches(branch))
         gone = frozenset(suspects & self.filled.keys() - found.keys())
         filled = {n: lines for n, lines in found.items() if self.filled.get(n) != _texts(lines)}
         new = frozenset(filled.keys() - self.filled.keys())
@@ -418,10 +426,10 @@ class _Forest:
         self.filled.update((name, _texts(lines)) for name, lines in filled.items())
         return Edit(filled, new, gone)
 
-    def _tops(self) -> set[str]:
+    def _tops(self) -> dict[str, tuple[PrefixTree, Branch]]:
         """The chains that the shared one leads to."""
         trees = (self._by_address, self._by_port)
-        return {tree.name(branch) for tree in trees for branch in tree.tops()}
+        return {tree.name(branch): (tree, branch) for tree in trees for branch in tree.tops()}
 
     def _insert(self, key: Member, held: Held) -> list[tuple[PrefixTree, int]]:
         """Return where chains may be others now."""

@@ -157,6 +157,11 @@ class PrefixTree:
             else:
                 return
 
+    def has(self, branch: Branch) -> bool:
+        """Tell whether *branch* is one of a chain."""
+        found = self.path(branch.prefix << (self.width - branch.depth))
+        return any((b.depth, b.prefix) == (branch.depth, branch.prefix) for _, b in found)
+
     def inline(self) -> list[Leaf]:
         """The leaves that need no chain of their own, because all of them fit into one."""
         return self.root.leaves
