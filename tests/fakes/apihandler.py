@@ -44,6 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         self.mutex = threading.RLock()
         self.sent_version = 0
         self.resource: ApiResource = RESOURCES[0]
+        self.match: Callable[[Object], bool] = lambda _: True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
@@ -242,6 +243,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send_event("ERROR", status_body(410, "Expired", message))
             return self._end_stream()
         match = selector(query.get("labelSelector", ""), query.get("fieldSelector", ""))
+        self.match = match
         self.sent_version = asked
         if not asked:
             with store.changed:
@@ -251,7 +253,7 @@ class Handler(BaseHTTPRequestHandler):
                 if match(obj):
                     self._send_event("ADDED", typed(self.resource, obj))
             if streaming and fake.streaming_lists == "on":
-                self.send_bookmark({"k8s.io/initial-events-end": "true"}, always=True)
+                self.send_bookmark({"k8s.io/initial-events-end": "true"})
         with fake.changed:
             fake._watches.add(self)
             fake.changed.notify_all()
@@ -287,17 +289,24 @@ class Handler(BaseHTTPRequestHandler):
                 if not pending and not self.ended.is_set():
                     store.changed.wait(max(0.001, min(bookmark_at, ends) - now))
 
-    def send_bookmark(
-        self, annotations: dict[str, str] | None = None, always: bool = False
-    ) -> None:
-        version = self.server.fake.store.version
-        if not always and (not self.allows_bookmarks or self.sent_version > version):
-            return  # the client waits for a future that this server has not seen
-        metadata: Object = {"resourceVersion": str(version)}
-        if annotations:
-            metadata["annotations"] = annotations
+    def send_bookmark(self, annotations: dict[str, str] | None = None) -> None:
+        """Say how far this watch has come: never beyond a change that it has not been told.
+
+        With *annotations* it is the one that ends the initial events.
+        """
+        store = self.server.fake.store
         with self.mutex:
-            self.sent_version = max(self.sent_version, version)
+            with store.changed:
+                version = self.sent_version
+                untold = any(store.events(self.resource, version, self.match))
+                if not annotations and (not self.allows_bookmarks or version > store.version):
+                    return  # the client waits for a future that this server has not seen
+                if not annotations and not untold:
+                    version = store.version
+            self.sent_version = version
+            metadata: Object = {"resourceVersion": str(version)}
+            if annotations:
+                metadata["annotations"] = annotations
             bare = {**self.resource.empty, "metadata": metadata}
             self._send_event("BOOKMARK", typed(self.resource, bare))
 

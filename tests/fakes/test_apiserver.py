@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes import recordings
 from tests.fakes.apiserver import FakeApiServer, certificate_authority
-from tests.fakes.apistore import BY_KIND, RESOURCES, Object
+from tests.fakes.apistore import BY_KIND, RESOURCES, ApiResource, Object
 from tests.fakes.recordings import Recording
 
 pytestmark = pytest.mark.timeout(30)
@@ -206,6 +206,28 @@ def test_an_object_that_stops_matching_is_sent_as_deleted(fake: FakeApiServer) -
     _, raw = ask(fake, "GET", f"/api/v1/services?{query}&resourceVersion={since}")
 
     assert [json.loads(line)["type"] for line in raw.splitlines()] == ["DELETED"]
+
+
+def test_a_change_amid_the_initial_events_follows_them(
+    fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the bookmark that ends them does not claim that it was told."""
+    fake.store.put({"kind": "Service", "metadata": {"name": "first"}, "spec": {}})
+    state = fake.store.state
+
+    def changed_right_after(resource: ApiResource) -> dict[tuple[str, str], Object]:
+        objects = state(resource)
+        fake.store.put({"kind": "Service", "metadata": {"name": "second"}, "spec": {}})
+        return objects
+
+    monkeypatch.setattr(fake.store, "state", changed_right_after)
+    query = "watch=1&sendInitialEvents=true&allowWatchBookmarks=true&timeoutSeconds=20"
+
+    _, raw = ask(fake, "GET", f"/api/v1/services?{query}")
+
+    lines = [json.loads(line) for line in raw.splitlines()]
+    told = [(line["type"], line["object"]["metadata"].get("name")) for line in lines]
+    assert [("ADDED", "first"), ("BOOKMARK", None), ("ADDED", "second")] == told[:3]
 
 
 def test_pages_are_one_snapshot_although_objects_change_in_between(fake: FakeApiServer) -> None:
