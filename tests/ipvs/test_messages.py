@@ -12,7 +12,6 @@ from pyroute2.netlink.nfnetlink.ipset import ipset_msg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
 from pykubeproxy.host.netlink import CREATE, EXCL, attributes
-from pykubeproxy.ipvs import messages
 from pykubeproxy.ipvs.messages import (
     ENTRIES_PER_MESSAGE,
     REVISIONS,
@@ -35,6 +34,7 @@ from pykubeproxy.ipvs.messages import (
     del_entries,
     del_service,
     destroy_set,
+    fields,
     get_addresses,
     get_config,
     get_dests,
@@ -47,10 +47,12 @@ from pykubeproxy.ipvs.messages import (
     new_dest,
     new_service,
     refused_line,
+    servers,
     set_config,
     set_dest,
     set_error,
     set_service,
+    sets,
 )
 from pykubeproxy.ipvs.names import SETS
 from pykubeproxy.ipvs.objects import PERSISTENT, Real, Virtual, VirtualConfig
@@ -265,7 +267,7 @@ def test_real_servers_are_read(kind, address):
 @pytest.mark.parametrize("kind", ["dests udp 10.96.0.1:80", "dests sctp [fd00:96::d]:92"])
 def test_real_servers_are_read_in_any_order_of_attributes(kind, monkeypatch):
     expected = [decode_dest(*message) for message in whole(kind)]
-    monkeypatch.setattr(messages, "_USUAL_DEST_HEADERS", ())
+    monkeypatch.setattr(servers, "_USUAL_DEST_HEADERS", ())
     assert expected == [decode_dest(*message) for message in whole(kind)]
 
 
@@ -396,7 +398,7 @@ def test_a_full_message_fits_into_an_attribute_and_one_write():
 @pytest.mark.parametrize("usual", [True, False], ids=["usual layout", "any layout"])
 def test_listings_are_read(set_type, family, usual, monkeypatch):
     if not usual:
-        monkeypatch.setattr(messages, "_SHAPES", [])
+        monkeypatch.setattr(sets, "_SHAPES", [])
     [message] = whole(f"listing {set_type} {family}")
     listing = decode_listing(*message)
     assert SetHeader(
@@ -555,10 +557,10 @@ def test_what_is_no_address_message_is_skipped():
 
 @given(st.ip_addresses())
 def test_addresses_are_the_same_text_and_bytes_as_in_ipaddress(address):
-    assert address.packed == messages._packed(str(address))
+    assert address.packed == fields.pack_address(str(address))
     expected = str(address)
     if getattr(address, "ipv4_mapped", None) is None:  # newer interpreters write it with dots
-        assert expected == messages._address_text(address.packed)
+        assert expected == fields.address_text(address.packed)
 
 
 @pytest.mark.parametrize(
@@ -570,5 +572,5 @@ def test_addresses_are_the_same_text_and_bytes_as_in_ipaddress(address):
 )
 def test_the_longest_run_of_zeros_is_left_out(text):
     packed = ip_address(text).packed
-    assert packed == messages._packed(text)
-    assert str(ip_address(text)) == messages._address_text(packed)
+    assert packed == fields.pack_address(text)
+    assert str(ip_address(text)) == fields.address_text(packed)
