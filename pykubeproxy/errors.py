@@ -9,6 +9,7 @@
     │   ├── WatchExpired       410: the remembered resourceVersion is gone, list again
     │   └── WatchThrottled     429 or a Retry-After: wait before asking again
     └── HostError              this node lacks something the chosen mode needs
+        ├── NodeTimeout        the Node object did not come to tell what is needed, in time
         └── Unsupported        a feature probe failed; names the feature and a way round
 
 Refusals that the sync loop expects are values (`pykubeproxy.sync.outcome`), not exceptions.
@@ -16,9 +17,12 @@ Refusals that the sync loop expects are values (`pykubeproxy.sync.outcome`), not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "ConfigError",
     "HostError",
+    "NodeTimeout",
     "PykubeproxyError",
     "Unsupported",
     "WatchDenied",
@@ -36,12 +40,24 @@ class ConfigError(PykubeproxyError):
     """A flag or field has a value that cannot be used.
 
     *where* is the flag (``--cluster-cidr``) or the path in the file (``iptables.masqueradeBit``).
+    ``problems`` are such pairs: one, or as many as were found at once (`ConfigError.of`).
     """
 
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"{where}: {problem}")
         self.where = where
         self.problem = problem
+        self.problems: tuple[tuple[str, str], ...] = ((where, problem),)
+
+    @classmethod
+    def of(cls, problems: Sequence[tuple[str, str]]) -> ConfigError:
+        """Return one error that lists all *problems*, of which there is at least one."""
+        if len(problems) == 1:
+            return cls(*problems[0])
+        lines = "".join(f"\n  {where}: {problem}" for where, problem in problems)
+        error = cls("configuration", f"{len(problems)} problems:{lines}")
+        error.problems = tuple(problems)
+        return error
 
 
 class WatchError(PykubeproxyError):
@@ -66,6 +82,10 @@ class WatchThrottled(WatchError):
 
 class HostError(PykubeproxyError):
     """Something on this node (a tool, a file, a kernel interface) does not work."""
+
+
+class NodeTimeout(HostError):
+    """What only the Node object tells did not come in time, and nothing can be done without."""
 
 
 class Unsupported(HostError):

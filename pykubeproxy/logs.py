@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-__all__ = ["DEBUG_VERBOSITY", "configure"]
+__all__ = ["DEBUG_VERBOSITY", "configure", "say_notices"]
 
 DEBUG_VERBOSITY = 4  # klog's convention: -v=4 is debugging output
 
@@ -34,6 +35,13 @@ def configure(log_format: str, verbosity: int, stream: TextIO | None = None) -> 
         # Not cached: modules make their loggers at import, tests configure several times.
         cache_logger_on_first_use=False,
     )
+
+
+def say_notices(notices: Iterable[str]) -> None:
+    """Log what is odd about a configuration: each sentence is one event."""
+    log = structlog.get_logger(__name__)
+    for notice in notices:
+        log.warning("notice", text=notice)
 
 
 def _render_text(_logger: WrappedLogger, _method: str, event: EventDict) -> str:

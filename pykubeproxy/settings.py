@@ -3,11 +3,14 @@
 One table for both places a setting can come from. A name with dots is the path in a
 KubeProxyConfiguration; a name that starts with ``--`` exists as a flag only. Reading a value out
 of flag text or out of a document is here too, since it depends on the type alone; whether the
-value makes sense is decided in `pykubeproxy.config`.
+value makes sense is decided in `pykubeproxy.configbuild`.
 """
 
 from __future__ import annotations
 
+import math
+import re
+import reprlib
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -19,13 +22,17 @@ from pykubeproxy.errors import ConfigError
 
 __all__ = [
     "GATES",
+    "GATE_STAGES",
     "LOCKED_GATES",
+    "SECTIONS",
     "SETTINGS",
     "Given",
     "Setting",
     "Type",
+    "Value",
     "from_document",
     "from_text",
+    "shown",
 ]
 
 Value = str | bool | int | float | tuple[str, ...] | dict[str, bool]
@@ -43,13 +50,14 @@ class Type(Enum):
     COMMA_TEXT = "list, "  # comma list in a flag, comma separated text in a document
     GATES = "A=true,B=false"
     SIZE = "size"  # a resource.Quantity, kept as text
+    VMODULE = "pattern=N,..."  # per file verbosity; items as in the flag
 
 
 class Setting(Struct, frozen=True):
     """One row of the table.
 
-    ``unapplied`` says what this version does not do with the setting, as the end of a sentence;
-    empty where it is applied. ``harmless`` are values that ask for just that.
+    ``unapplied`` says why nothing is done with the setting, as the end of a sentence; empty where
+    it is applied. ``harmless`` are values that ask for just that.
     ``zero_is_unset``: a zero in a document means the default (Go's defaulting cannot tell).
     ``modes`` are the proxy modes that use it; empty: all.
     """
@@ -69,11 +77,8 @@ class Given(Struct, frozen=True):
     where: str
 
 
-_CONNTRACK = "conntrack sysctls are left as they are; set them with sysctl.d on the node"
-_TIMEOUT = "conntrack timeouts are left as they are; set them with sysctl.d on the node"
-_NFTABLES = "only mode nftables would use it, which is not part of this version yet"
 _WINDOWS = "it is for Windows nodes"
-_RATE = "requests are not rate limited: a proxy sends four list and watch requests"
+_RATE = "requests are not rate limited: there is one watch per kind of object, and Events"
 _CONTENT = "objects are always fetched as JSON"
 _LOG_STREAM = "logs go to standard error, unbuffered"
 
@@ -99,25 +104,25 @@ SETTINGS: Mapping[str, Setting] = {
     "clientConnection.qps": Setting(Type.FLOAT, 5.0, _RATE, zero_is_unset=True),
     "clusterCIDR": Setting(Type.COMMA_TEXT, ()),
     "configSyncPeriod": _seconds(900.0, "there is no informer cache whose objects come again"),
-    "conntrack.maxPerCore": Setting(Type.INT, 32768, _CONNTRACK, (0,)),
-    "conntrack.min": Setting(Type.INT, 131072, _CONNTRACK),
-    "conntrack.tcpBeLiberal": Setting(Type.BOOL, False, _CONNTRACK),
-    "conntrack.tcpCloseWaitTimeout": Setting(Type.SECONDS, 3600.0, _TIMEOUT, (0.0,)),
-    "conntrack.tcpEstablishedTimeout": Setting(Type.SECONDS, 86400.0, _TIMEOUT, (0.0,)),
-    "conntrack.udpStreamTimeout": _seconds(0.0, _TIMEOUT),
-    "conntrack.udpTimeout": _seconds(0.0, _TIMEOUT),
+    "conntrack.maxPerCore": Setting(Type.INT, 32768),
+    "conntrack.min": Setting(Type.INT, 131072),
+    "conntrack.tcpBeLiberal": Setting(Type.BOOL, False),
+    "conntrack.tcpCloseWaitTimeout": Setting(Type.SECONDS, 3600.0),
+    "conntrack.tcpEstablishedTimeout": Setting(Type.SECONDS, 86400.0),
+    "conntrack.udpStreamTimeout": _seconds(0.0),
+    "conntrack.udpTimeout": _seconds(0.0),
     "detectLocal.bridgeInterface": Setting(Type.TEXT, ""),
     "detectLocal.interfaceNamePrefix": Setting(Type.TEXT, ""),
     "detectLocalMode": Setting(Type.TEXT, "ClusterCIDR"),
-    "enableProfiling": Setting(Type.BOOL, False, "there are no Go profiles; use py-spy"),
+    "enableProfiling": Setting(Type.BOOL, False),
     "featureGates": Setting(Type.GATES, {}),
-    "healthzBindAddress": Setting(Type.TEXT, ""),
+    "healthzBindAddress": Setting(Type.TEXT, "0.0.0.0:10256"),
     "hostnameOverride": Setting(Type.TEXT, ""),
     "iptables.localhostNodePorts": Setting(Type.BOOL, True, modes=("iptables",)),
     "iptables.masqueradeAll": Setting(Type.BOOL, False),
-    "iptables.masqueradeBit": Setting(Type.INT, 14),
-    "iptables.minSyncPeriod": _seconds(0.0, modes=("iptables", "nftables")),
-    "iptables.syncPeriod": _seconds(30.0, modes=("iptables", "nftables")),
+    "iptables.masqueradeBit": Setting(Type.INT, 14, modes=("iptables", "ipvs")),
+    "iptables.minSyncPeriod": _seconds(0.0, modes=("iptables",)),
+    "iptables.syncPeriod": _seconds(30.0, modes=("iptables",)),
     "ipvs.excludeCIDRs": Setting(Type.TEXTS, ()),
     "ipvs.minSyncPeriod": _seconds(0.0, modes=("ipvs",)),
     "ipvs.scheduler": Setting(Type.TEXT, "", modes=("ipvs",)),
@@ -133,17 +138,15 @@ SETTINGS: Mapping[str, Setting] = {
     "logging.options.text.infoBufferSize": Setting(Type.SIZE, "0", _LOG_STREAM),
     "logging.options.text.splitStream": Setting(Type.BOOL, False, _LOG_STREAM),
     "logging.verbosity": Setting(Type.INT, 0),
-    "logging.vmodule": Setting(Type.TEXT, "", "verbosity is the same for all modules"),
-    "metricsBindAddress": Setting(Type.TEXT, ""),
+    "logging.vmodule": Setting(Type.VMODULE, (), "verbosity is the same for all modules"),
+    "metricsBindAddress": Setting(Type.TEXT, "127.0.0.1:10249"),
     "mode": Setting(Type.TEXT, "iptables"),
-    "nftables.masqueradeAll": Setting(Type.BOOL, False, _NFTABLES),
-    "nftables.masqueradeBit": Setting(Type.INT, 14, _NFTABLES),
-    "nftables.minSyncPeriod": _seconds(1.0, _NFTABLES),
-    "nftables.syncPeriod": _seconds(30.0, _NFTABLES),
+    "nftables.masqueradeAll": Setting(Type.BOOL, False, modes=("nftables",)),
+    "nftables.masqueradeBit": Setting(Type.INT, 14, modes=("nftables",)),
+    "nftables.minSyncPeriod": _seconds(0.0, modes=("nftables",)),
+    "nftables.syncPeriod": _seconds(30.0, modes=("nftables",)),
     "nodePortAddresses": Setting(Type.TEXTS, ()),
-    "oomScoreAdj": Setting(
-        Type.INT, -999, "the OOM score stays as the container runtime or systemd set it"
-    ),
+    "oomScoreAdj": Setting(Type.INT, -999),
     "portRange": Setting(Type.TEXT, "", "kube-proxy does not use it either"),
     "showHiddenMetricsForVersion": Setting(Type.TEXT, "", "no metric is hidden"),
     "windowsRunAsService": Setting(Type.BOOL, False, _WINDOWS),
@@ -157,8 +160,9 @@ SETTINGS: Mapping[str, Setting] = {
     "--ipvs-drain-timeout": Setting(Type.SECONDS, 30.0, modes=("ipvs",)),
     "--ipvs-fallback": Setting(Type.TEXT, "iptables", modes=("ipvs",)),
     "--config": Setting(Type.TEXT, ""),
+    "--dry-run": Setting(Type.BOOL, False),
     "--healthz-port": Setting(Type.INT, 10256),
-    "--help": Setting(Type.BOOL, False),
+    "--help": Setting(Type.TEXT, "false"),
     "--init-only": Setting(Type.BOOL, False),
     "--iptables-variant": Setting(Type.TEXT, "auto"),
     "--iptables-service-index": Setting(Type.TEXT, "auto"),
@@ -170,6 +174,14 @@ SETTINGS: Mapping[str, Setting] = {
     "--version": Setting(Type.TEXT, "false"),
     "--write-config-to": Setting(Type.TEXT, ""),
 }
+
+SECTIONS = frozenset(
+    path.rsplit(".", depth)[0]
+    for path in SETTINGS
+    if not path.startswith("--")
+    for depth in range(1, path.count(".") + 1)
+)
+"""Paths of the mappings in a KubeProxyConfiguration."""
 
 GATES = {  # feature gates of 1.36 with their defaults; those in LOCKED_GATES are fixed
     "AllAlpha": False,
@@ -189,6 +201,18 @@ LOCKED_GATES = frozenset(
     {"MultiCIDRServiceAllocator", "NFTablesProxyMode", "PreferSameTrafficDistribution"}
 )
 
+_ALPHA = ("AllAlpha", "LoggingAlphaOptions", "NativeHistograms")
+_BETA = (
+    *("AllBeta", "ComponentFlagz", "ComponentStatusz", "ContextualLogging"),
+    "LoggingBetaOptions",
+)
+GATE_STAGES: Mapping[str, str] = {
+    **dict.fromkeys(GATES, ""),
+    **dict.fromkeys(_ALPHA, "ALPHA"),
+    **dict.fromkeys(_BETA, "BETA"),
+}
+"""As kube-proxy's metrics name them; a feature that is generally available has no stage."""
+
 # Go's strconv.ParseBool takes these and no others.
 _BOOLS = {
     **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
@@ -197,32 +221,50 @@ _BOOLS = {
 _INT_RANGE = range(-(2**31), 2**31)
 
 
+_SIZE = re.compile(
+    r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?", re.ASCII
+)
+_VMODULE_ITEM = re.compile(r"[^=,]+=[0-9]+", re.ASCII)
+
+
 def from_text(kind: Type, text: str, where: str) -> Value:
     """Read a flag's text.
 
     Raises:
         ConfigError: *text* is not of this type; names *where* and what would be.
     """
+    if not _is_text(text):
+        raise _unfit(kind, text, where)
     match kind:
-        case Type.TEXT | Type.SIZE:
+        case Type.TEXT:
             return text
-        case Type.BOOL:
-            if text not in _BOOLS:
-                raise ConfigError(where, f"{text!r} is no bool; write true or false")
+        case Type.SIZE if _SIZE.fullmatch(text):
+            return text
+        case Type.BOOL if text in _BOOLS:
             return _BOOLS[text]
         case Type.INT:
-            return _int(text, where)
+            number = _int(text)
+            if number is not None:
+                return number
         case Type.FLOAT:
-            try:
-                return float(text)
-            except ValueError:
-                raise ConfigError(where, f"{text!r} is no number") from None
+            real = _float(text)
+            if real is not None:
+                return real
         case Type.SECONDS:
-            return _duration(text, where)
+            seconds = parse_duration(text)
+            if seconds is not None:
+                return seconds
         case Type.TEXTS | Type.COMMA_TEXT:
             return tuple(text.split(",")) if text else ()
+        case Type.VMODULE:
+            items = tuple(filter(None, text.split(",")))
+            if all(map(_VMODULE_ITEM.fullmatch, items)):
+                return items
         case Type.GATES:
-            return _gates(text, where)
+            gates = _gates(text)
+            if gates is not None:
+                return gates
+    raise _unfit(kind, text, where)
 
 
 def from_document(kind: Type, value: Any, where: str) -> Value:
@@ -231,69 +273,128 @@ def from_document(kind: Type, value: Any, where: str) -> Value:
     Raises:
         ConfigError: *value* has another type; names *where* and the type that belongs there.
     """
+    if not _is_text(value):
+        raise _unfit(kind, value, where)
+    # A bool is an int to Python only; a whole float is what JSON's 14.0 is to Go.
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, float) and value.is_integer():
+        whole, value = True, int(value)
     match kind, value:
-        case ((Type.TEXT | Type.SIZE), str(text)):
+        case Type.TEXT, str(text):
             return text
+        case Type.SIZE, str(text) if _SIZE.fullmatch(text):
+            return text
+        case Type.SIZE, int() if whole:
+            return str(value)
         case Type.BOOL, bool(flag):
             return flag
-        case Type.SIZE, int() if not isinstance(value, bool):
-            return str(value)
         case Type.COMMA_TEXT, str():
             return tuple(value.split(",")) if value else ()
-        case Type.INT, int() if not isinstance(value, bool) and value in _INT_RANGE:
+        case Type.INT, int() if whole and value in _INT_RANGE:
             return int(value)
-        case Type.FLOAT, int() | float() if not isinstance(value, bool):
+        case Type.FLOAT, int() | float() if not isinstance(value, bool) and abs(value) < _FLOAT_MAX:
             return float(value)
         case Type.SECONDS, str():
-            return _duration(value, where)
+            seconds = parse_duration(value)
+            if seconds is not None:
+                return seconds
         # logging.flushFrequency only, upstream: nanoseconds. Elsewhere a number other than zero
         # is more likely meant as seconds, so it is refused.
-        case Type.SECONDS, int() if not isinstance(value, bool) and (
-            value == 0 or where.endswith("flushFrequency")
+        case Type.SECONDS, int() if (
+            whole and (value == 0 or where.endswith("flushFrequency")) and abs(value) < 2**63
         ):
             return float(value) / 1e9
         case Type.TEXTS, list() if all(isinstance(item, str) for item in value):
             return tuple(value)
+        case Type.VMODULE, list() if all(map(_is_vmodule_item, value)):
+            return tuple(f"{item['filePattern']}={item['verbosity']}" for item in value)
         case Type.GATES, dict() if all(isinstance(flag, bool) for flag in value.values()):
             return {str(gate): flag for gate, flag in value.items()}
-    raise ConfigError(where, f"{value!r} has the wrong type; {_EXPECTED[kind]} belongs here")
+    raise _unfit(kind, value, where)
 
+
+def shown(value: object) -> str:
+    """Return *value* as messages show it: of a bounded length, on one line."""
+    return _shortened.repr(value)
+
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 80
+_shortened.maxlevel = 2
+_shortened.maxdict = _shortened.maxlist = _shortened.maxlong = 40
 
 _EXPECTED = {
     Type.TEXT: "a string",
     Type.SIZE: "a size such as 0 or 64Ki",
     Type.COMMA_TEXT: "a comma separated string",
     Type.BOOL: "true or false",
-    Type.INT: "a 32 bit integer",
+    Type.INT: "an integer of 32 bits",
     Type.FLOAT: "a number",
-    Type.SECONDS: "a duration in quotes such as 30s or 1h30m",
+    Type.SECONDS: "a duration such as 30s or 1h30m",
     Type.TEXTS: "a list of strings",
+    Type.VMODULE: "a list of filePattern and verbosity",
     Type.GATES: "a map of feature names to true or false",
 }
+_EXPECTED_TEXT = {
+    **_EXPECTED,
+    Type.SECONDS: "a duration such as 30s, 1h30m or 0",
+    Type.VMODULE: "of the form pattern=N,pattern=N",
+    Type.GATES: "of the form Name=true,Name=false",
+}
+"""In a flag."""
 
 
-def _int(text: str, where: str) -> int:
+def _unfit(kind: Type, value: object, where: str) -> ConfigError:
+    expected = (_EXPECTED_TEXT if where.startswith("-") else _EXPECTED)[kind]
+    if not _is_text(value):
+        expected += ", of Unicode characters other than NUL"
+    return ConfigError(where, f"invalid value {shown(value)}: must be {expected}")
+
+
+def _is_text(value: object) -> bool:
+    """Whether what is text in *value* can be written and handed to the kernel."""
+    match value:
+        case str():
+            return "\0" not in value and not _SURROGATE.search(value)
+        case list() | dict():
+            return all(_is_text(item) for item in value if isinstance(item, str))
+    return True
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# kube-proxy holds these as 32 bit floats.
+_FLOAT_MAX = 3.4e38
+
+
+def _float(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and abs(number) < _FLOAT_MAX else None
+
+
+def _int(text: str) -> int | None:
     try:
         number = int(text, 10 if text.lstrip("+-").isdigit() else 0)
     except ValueError:
-        raise ConfigError(where, f"{text!r} is no integer") from None
-    if number not in _INT_RANGE:
-        raise ConfigError(where, f"{text} does not fit into 32 bits")
-    return number
+        return None
+    return number if number in _INT_RANGE else None
 
 
-def _duration(text: str, where: str) -> float:
-    seconds = parse_duration(text)
-    if seconds is None:
-        raise ConfigError(where, f"{text!r} is no duration; write for example 30s, 1h30m or 0")
-    return seconds
+def _is_vmodule_item(item: object) -> bool:
+    match item:
+        case {"filePattern": str(pattern), "verbosity": int(number), **rest} if not rest:
+            return bool(_VMODULE_ITEM.fullmatch(f"{pattern}={number}"))
+    return False
 
 
-def _gates(text: str, where: str) -> dict[str, bool]:
+def _gates(text: str) -> dict[str, bool] | None:
     gates: dict[str, bool] = {}
     for item in filter(None, text.split(",")):
         name, equals, flag = (part.strip() for part in item.partition("="))
         if not equals or flag not in _BOOLS:
-            raise ConfigError(where, f"{item!r} is not of the form Name=true or Name=false")
+            return None
         gates[name] = _BOOLS[flag]
     return gates
