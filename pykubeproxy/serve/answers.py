@@ -5,8 +5,7 @@ Bodies, headers and status codes are kube-proxy's, since load balancers and prob
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 
 import msgspec
@@ -15,11 +14,21 @@ from msgspec import Struct
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.serve.status import Instant, Status
 
-__all__ = ["NOT_FOUND", "Answer", "health", "http_bytes", "plain", "service_health"]
+__all__ = [
+    "JSON",
+    "NOT_FOUND",
+    "TEXT",
+    "Answer",
+    "health",
+    "plain",
+    "readiness",
+    "rfc3339",
+    "service_health",
+]
 
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
-_JSON = (("Content-Type", "application/json"), _NOSNIFF)
-_TEXT = (("Content-Type", "text/plain; charset=utf-8"), _NOSNIFF)
+JSON = (("Content-Type", "application/json"), _NOSNIFF)
+TEXT = (("Content-Type", "text/plain; charset=utf-8"), _NOSNIFF)
 _NEVER = "0001-01-01T00:00:00Z"  # Go's zero time
 
 
@@ -32,7 +41,7 @@ class Answer(Struct, frozen=True):
 
 
 def plain(text: str, code: int = HTTPStatus.OK) -> Answer:
-    return Answer(code, text.encode(), _TEXT)
+    return Answer(code, text.encode(), TEXT)
 
 
 NOT_FOUND = plain("404 page not found\n", HTTPStatus.NOT_FOUND)
@@ -43,19 +52,26 @@ def health(status: Status, now: Instant, with_node: bool) -> Answer:
     healthy = status.is_healthy(now)
     good = healthy and (status.node_eligible or not with_node)
     last = now if good else status.last_updated()
-    body: dict[str, object] = {"lastUpdated": _time(last), "currentTime": _time(now)}
+    body: dict[str, object] = {"lastUpdated": rfc3339(last), "currentTime": rfc3339(now)}
     if with_node:
         body["nodeEligible"] = status.node_eligible
     body["healthy"] = healthy
-    if status.families:
+    reported = status.reported
+    if reported:
         body["status"] = {
             family.value: {
-                "lastUpdated": _time(known.updated),
+                "lastUpdated": rfc3339(updated),
                 "healthy": status.family_is_healthy(family, now),
             }
-            for family, known in sorted(status.families.items())
+            for family, updated in reported.items()
         }
-    return Answer(_code(good), msgspec.json.encode(body), _JSON)
+    return Answer(_code(good), msgspec.json.encode(body), JSON)
+
+
+def readiness(status: Status) -> Answer:
+    """Answer ``/readyz``, which kube-proxy has not: has this node been served once."""
+    body = {"ready": status.is_ready, "waitingFor": status.waiting_for}
+    return Answer(_code(status.is_ready), msgspec.json.encode(body), JSON)
 
 
 def service_health(key: ServiceKey, local_endpoints: int, proxy_healthy: bool) -> Answer:
@@ -70,21 +86,23 @@ def service_health(key: ServiceKey, local_endpoints: int, proxy_healthy: bool) -
     return Answer(
         _code(local_endpoints != 0 and proxy_healthy),
         _tabbed(body),
-        (*_JSON, ("X-Load-Balancing-Endpoint-Weight", str(local_endpoints))),
+        (*JSON, ("X-Load-Balancing-Endpoint-Weight", str(local_endpoints))),
     )
 
 
-def http_bytes(answer: Answer, head_only: bool = False) -> bytes:
-    """Return *answer* as a complete HTTP/1.1 response that ends its connection."""
-    phrase = HTTPStatus(answer.code).phrase
-    headers: Mapping[str, str] = {
-        **dict(answer.headers),
-        "Content-Length": str(len(answer.body)),
-        "Connection": "close",
-    }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    head = f"HTTP/1.1 {answer.code} {phrase}\r\n{lines}\r\n".encode()
-    return head if head_only else head + answer.body
+def rfc3339(instant: Instant | None) -> str:
+    """Format as Go does in JSON: local time, trailing zeros of the fraction trimmed.
+
+    ``2026-01-02T03:04:05.123456789+01:00``, with ``Z`` where local time is UTC.
+    """
+    if instant is None:
+        return _NEVER
+    seconds, nanoseconds = divmod(instant.unix_nanoseconds, 1_000_000_000)
+    local = datetime.fromtimestamp(seconds).astimezone()
+    fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")
+    zone = local.strftime("%z")
+    offset = "Z" if zone[:5] in ("+0000", "-0000") else f"{zone[:3]}:{zone[3:5]}"
+    return f"{local:%Y-%m-%dT%H:%M:%S}{fraction}{offset}"
 
 
 def _code(good: bool) -> int:
@@ -98,11 +116,3 @@ def _tabbed(body: bytes) -> bytes:
     return b"\n".join(
         b"\t" * (len(line) - len(text)) + text for line, text in zip(lines, stripped, strict=True)
     )
-
-
-def _time(instant: Instant | None) -> str:
-    """RFC 3339 in UTC, trailing zeros of the fraction trimmed as Go does."""
-    if instant is None:
-        return _NEVER
-    text = datetime.fromtimestamp(instant.unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
-    return text.rstrip("0").rstrip(".") + "Z"

@@ -1,19 +1,28 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from pykubeproxy.errors import HostError
-from pykubeproxy.metrics import Metrics
+from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.objects import Node, NodeMeta
 from pykubeproxy.serve import health
 from pykubeproxy.serve.health import HealthServer
-from pykubeproxy.serve.status import Status
+from pykubeproxy.serve.pages import Pages
+from pykubeproxy.serve.status import Instant, Status
 
 GOOD = Status(stale_after_seconds=60.0).with_node(Node(NodeMeta("n")))
+HERE = ("127.0.0.1", 0)
+
+
+@pytest.fixture
+def pages():
+    return Pages(CollectorRegistry(), "iptables", version="0.1.0")
 
 
 @pytest.fixture
@@ -22,18 +31,17 @@ def counted():
 
 
 @pytest.fixture
-def server(counted):
+def server(pages, counted):
     server = HealthServer(
-        GOOD, Metrics().registry, "iptables", ("0.0.0.0", 0), ("127.0.0.1", 0),
-        count=lambda path, code: counted.append((path, code)),
-    )  # fmt: skip
+        GOOD, pages, ("0.0.0.0", 0), HERE, count=lambda path, code: counted.append((path, code))
+    )
     server.start()
     yield server
     server.stop()
 
 
 def ask(port, path, method="GET", host="127.0.0.1"):
-    connection = http.client.HTTPConnection(host, port, timeout=10)
+    connection = http.client.HTTPConnection(host, port, timeout=20)
     connection.request(method, path)
     response = connection.getresponse()
     body = response.read()
@@ -42,50 +50,90 @@ def ask(port, path, method="GET", host="127.0.0.1"):
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/livez", "/livez?verbose"])
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("method", ["GET", "POST", "BREW"])
 def test_a_healthy_proxy_says_so(server, path, method):
     status, headers, body = ask(server.ports[0], path, method)
-    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert (200, "application/json") == (status, headers["Content-Type"])
     assert body.startswith(b'{"lastUpdated"')
 
 
 def test_a_published_status_is_answered_from_then_on(server, counted):
     server.publish(Status(60.0))
-    assert [ask(server.ports[0], path)[0] for path in ("/healthz", "/livez")] == [503, 200]
-    assert counted == [("healthz", 503), ("livez", 200)]
+    assert [503, 200] == [ask(server.ports[0], path)[0] for path in ("/healthz", "/livez")]
+    assert [("healthz", 503), ("livez", 200)] == counted
 
 
-def test_other_paths_are_not_found(server, counted):
-    for port in server.ports:
-        assert ask(port, "/other")[::2] == (404, b"404 page not found\n")
-    assert counted == []
+def test_readiness_is_told_and_not_counted(server, counted):
+    answers = []
+    for status in (GOOD, GOOD.with_waiting(["Service list"]), GOOD.with_ready()):
+        server.publish(status)
+        code, _, body = ask(server.ports[0], "/readyz")
+        answers.append((code, json.loads(body)["waitingFor"]))
+    assert [
+        (503, ["start of the sync loop"]), (503, ["Service list"]), (200, []),
+    ] == answers  # fmt: skip
+    assert [] == counted
+
+
+@pytest.mark.parametrize("path", ["/other", "/", "/healthz/", "/livez/x", "/metrics"])
+def test_other_paths_are_not_found(server, counted, path):
+    status, headers, body = ask(server.ports[0], path)
+    assert (404, b"404 page not found\n") == (status, body)
+    assert "text/plain; charset=utf-8" == headers["Content-Type"]
+    assert "nosniff" == headers["X-Content-Type-Options"]
+    assert [] == counted
 
 
 def test_head_has_no_body(server):
     status, headers, body = ask(server.ports[0], "/livez", "HEAD")
-    assert (status, body) == (200, b"")
-    assert int(headers["Content-Length"]) > 0
+    assert (200, b"") == (status, body)
+    assert 0 < int(headers["Content-Length"])
+
+
+def test_the_headers_are_in_the_order_of_go(server):
+    with socket.create_connection(("127.0.0.1", server.ports[0]), timeout=20) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n")
+        head = client.makefile("rb").read().partition(b"\r\n\r\n")[0].decode()
+    assert [
+        "HTTP/1.1 200 OK", "Content-Type", "X-Content-Type-Options", "Date", "Content-Length",
+        "Connection",
+    ] == [line.partition(":")[0] for line in head.split("\r\n")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("path", "expected"),
     [("/healthz", b"ok"), ("/healthz/ping", b"ok"), ("/proxyMode", b"iptables")],
 )
-def test_the_metrics_address_knows_more(server, path, expected):
+def test_the_metrics_address_has_pages_of_its_own(server, path, expected):
     assert (200, expected) == ask(server.ports[1], path)[::2]
 
 
-def test_metrics_are_prometheus_text(server):
-    status, headers, body = ask(server.ports[1], "/metrics")
-    assert status == 200
-    assert headers["Content-Type"].startswith("text/plain; version=")
-    assert b"kubeproxy_sync_proxy_rules_service_changes_total 0.0" in body
-
-
 def test_the_wildcard_is_both_families(server):
-    if not socket.has_dualstack_ipv6():
-        pytest.skip("no IPv6 here")
-    assert ask(server.ports[0], "/livez", host="::1")[0] == 200
+    for host in ("127.0.0.1", "::1"):
+        assert 200 == ask(server.ports[0], "/livez", host=host)[0], host
+
+
+def test_the_metrics_address_is_that_address_only(server):
+    with pytest.raises(ConnectionRefusedError):
+        ask(server.ports[1], "/healthz", host="127.0.0.2")
+
+
+def test_health_is_about_what_waits(pages):
+    moment = Instant(0, 100.0)
+    server = HealthServer(GOOD, pages, HERE, None, clock=lambda: moment)
+    started = GOOD.with_updated(Family.IPV4, Instant(0, 0.0))
+    for queued, expected in ((41.0, True), (40.0, False)):
+        server.publish(started.with_queued(Family.IPV4, Instant(0, queued)))
+        assert expected is server.is_healthy()
+
+
+def test_without_a_health_server_the_proxy_counts_as_healthy(pages):
+    late = GOOD.with_updated(Family.IPV4, Instant(0, 0.0)).with_queued(Family.IPV4, Instant(0, 0.0))
+    server = HealthServer(late, pages, None, None, clock=lambda: Instant(0, 1000.0))
+    server.start()
+    assert () == server.ports
+    assert server.is_healthy()
+    server.stop()
 
 
 @pytest.fixture
@@ -94,24 +142,54 @@ def taken():
         yield listening
 
 
-def test_a_taken_port_fails_hard_if_asked_to(taken):
-    server = HealthServer(GOOD, Metrics().registry, "iptables", taken.getsockname(), None, True)
-    with pytest.raises(HostError, match="cannot listen on the health or metrics address"):
+@pytest.mark.parametrize(
+    ("is_health", "name", "explanation"),
+    [
+        (True, "healthz", "healthz server failed: failed to start proxy healthz on {0}: "),
+        (False, "metrics", "starting metrics server failed: "),
+    ],
+    ids=["healthz", "metrics"],
+)
+def test_a_taken_port_fails_hard_if_asked_to(pages, taken, is_health, name, explanation):
+    there = taken.getsockname()
+    shown = f"127.0.0.1:{there[1]}"
+    failures = []
+    server = HealthServer(
+        GOOD, pages, *((there, HERE) if is_health else (HERE, there)), hard_fail=True,
+        on_failure=lambda *failure: failures.append(failure),
+    )  # fmt: skip
+    reason = f"{explanation.format(shown)}listen tcp {shown}: bind: address already in use"
+    with pytest.raises(HostError) as raised:
         server.start()
+    assert str(raised.value).startswith(f"{reason}; free the port")
+    assert [(name, reason)] == failures
+    assert () == server.ports  # the other one was closed again
 
 
-def test_a_taken_port_is_retried(taken, monkeypatch):
+def test_a_taken_port_is_retried(pages, taken, monkeypatch):
     monkeypatch.setattr(health, "RETRY_SECONDS", 0.01)
     address = taken.getsockname()
-    server = HealthServer(GOOD, Metrics().registry, "iptables", address, None)
+    server = HealthServer(
+        GOOD, pages, address, None, on_failure=lambda *_: pytest.fail("only a hard failure")
+    )
     server.start()
     taken.close()
-    server._thread.join(10)  # it ends when all addresses are listened on
-    assert ask(address[1], "/livez")[0] == 200
+    server._thread.join(20)  # it ends when all addresses are listened on
+    assert 200 == ask(address[1], "/livez")[0]
     server.stop()
 
 
-def test_a_taken_port_is_complained_of_once(taken):
+@pytest.mark.parametrize("health_is_taken", [True, False])
+def test_one_taken_port_does_not_keep_the_other_closed(pages, taken, health_is_taken):
+    addresses = (taken.getsockname(), HERE) if health_is_taken else (HERE, taken.getsockname())
+    server = HealthServer(GOOD, pages, *addresses)
+    server.start()
+    (port,) = server.ports
+    assert 200 == ask(port, "/healthz")[0]
+    server.stop()
+
+
+def test_a_taken_port_is_complained_of_once(pages, taken):
     waits = []
 
     class Stop:  # the port is free from the third wait on
@@ -124,23 +202,20 @@ def test_a_taken_port_is_complained_of_once(taken):
         def set(self):
             pass
 
-    address = taken.getsockname()
-    server = HealthServer(GOOD, Metrics().registry, "iptables", address, None)
+    server = HealthServer(GOOD, pages, taken.getsockname(), None)
     server._stop = Stop()
     with capture_logs() as logged:
         server.start()
-        server._thread.join(10)
-    assert waits == [health.RETRY_SECONDS] * 3  # each attempt but the first waits before
-    assert [(line["log_level"], line["event"]) for line in logged] == [
-        ("error", "cannot listen"),
-        ("info", "listening after all"),
+        server._thread.join(20)
+    assert [5.0] * 3 == waits  # each attempt but the first waits before
+    assert [("error", "cannot listen"), ("info", "listening after all")] == [
+        (line["log_level"], line["event"]) for line in logged
     ]
     server.stop()
 
 
-def test_a_switched_off_health_server_does_not_listen():
-    server = HealthServer(GOOD, Metrics().registry, "iptables", None, None)
-    server.start()
-    assert server.ports == ()
-    assert server.is_healthy()
-    server.stop()
+def test_a_client_of_metrics_does_not_hold_up_health(server):
+    with socket.create_connection(("127.0.0.1", server.ports[1]), timeout=20) as silent:
+        silent.sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert 200 == ask(server.ports[0], "/livez")[0]
+        assert 200 == ask(server.ports[1], "/healthz")[0]
