@@ -6,7 +6,8 @@ slow goes to threads of its own, and the rest costs as much as changed, whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -21,11 +22,12 @@ from pykubeproxy.model.objects import Kind, Node, ServiceKey
 from pykubeproxy.serve.health import HealthServer, now
 from pykubeproxy.serve.service_health import ServiceHealth
 from pykubeproxy.serve.status import Status
+from pykubeproxy.sync.backlog import causes
 from pykubeproxy.sync.flows import FlowTable, Scope, joined
 from pykubeproxy.sync.outcome import is_leftover
 from pykubeproxy.sync.reconciler import Reconciler, Report
+from pykubeproxy.sync.store import Arrivals
 from pykubeproxy.watch.events import Happening
-from pykubeproxy.watch.source import Event, Replaced
 
 __all__ = ["FlowCleaner", "Reactions"]
 
@@ -92,7 +94,8 @@ class FlowCleaner:
         started = self._clock()
         removed = remove_stale(family, table, scope)
         seconds = self._clock() - started
-        self._metrics.conntrack_ran(family, seconds, removed.deleted)
+        listed = removed.complete or removed.listed > 0
+        self._metrics.conntrack_ran(family, seconds, removed.deleted, listed=listed)
         if not removed.complete:
             self._failed[family].put(scope)
         if removed.deleted:
@@ -116,6 +119,7 @@ class Reactions:
         cleaner: FlowCleaner,
         record: Callable[[Happening], None],
         once_in_sync: Callable[[], None] = lambda: None,
+        unix_clock: Callable[[], float] = time.time,
     ) -> None:
         """*open_ports* makes and starts the responders for health check node ports of a family.
 
@@ -132,12 +136,19 @@ class Reactions:
         self._record = record
         self._once_in_sync: Callable[[], None] | None = once_in_sync
         self._in_sync: set[Family] = set()
+        self._lacking: tuple[str, ...] = ()
+        self._families: tuple[Family, ...] = ()
+        self._node_name = ""
+        self._unix_clock = unix_clock
+        self._began = unix_clock()
+        """Changes in the cluster before that say nothing of this proxy."""
         self._told: set[tuple[ServiceKey, str]] = set()
         self._publish(status)
 
     def node_described(self, contexts: Mapping[Family, NodeContext]) -> None:
         """Open health check node ports where node ports are served; the next pass fills them."""
         for family, context in contexts.items():
+            self._node_name = context.name
             addresses = context.nodeport_addresses
             if family in self._service_health:
                 if self._port_addresses[family] == addresses:
@@ -152,18 +163,44 @@ class Reactions:
         for responders in self._service_health.values():
             responders.stop()
 
-    def received(self, event: Event) -> None:
-        count = len(event.objects) if isinstance(event, Replaced) else 1
-        match event.kind:
-            case Kind.SERVICE:
-                self._metrics.service_changes(count)
-            case Kind.ENDPOINT_SLICE:
-                self._metrics.endpoint_changes(count)
-            case Kind.NODE | Kind.SERVICE_CIDR:
-                pass
+    def started(self, families: Sequence[Family]) -> None:
+        """As kube-proxy, which counts a family as updated, and as asked to sync, at its start."""
+        self._families = tuple(families)
+        moment = now()
+        status = self._status
+        for family in families:
+            status = status.with_updated(family, moment)
+            self._metrics.started(family)
+            self._metrics.sync_queued(family, moment.unix_seconds)
+        self._publish(status.with_waiting(self._missing()))
+
+    def received(
+        self, arrivals: Arrivals, families: Sequence[Family], changed_services: int
+    ) -> None:
+        # As in kube-proxy: each family looks at every Service, and at the slices of its own.
+        self._metrics.received(
+            services=arrivals.services * len(families),
+            slices=sum(arrivals.slices[family] for family in families),
+            changed_slices=sum(arrivals.changed_slices[family] for family in families),
+        )
+        self._metrics.services_pending(changed_services)
+
+    def lacking(self, kinds: Sequence[Kind]) -> None:
+        self._lacking = tuple(f"{kind} list" for kind in kinds)
+        self._publish(self._status.with_waiting(self._missing()))
+
+    def syncing(self) -> None:
+        self._metrics.nothing_pending()
+
+    def _missing(self) -> list[str]:
+        unsynced = (f for f in self._families if f not in self._in_sync)
+        return [*self._lacking, *(f"first sync {family}" for family in unsynced)]
 
     def node_changed(self, node: Node | None) -> None:
         self._publish(self._status.with_node(node))
+
+    def mismatched(self, note: str) -> None:
+        self._record(Happening("ClusterCIDRMismatch", "StartKubeProxy", note))
 
     def requested(self, families: Iterable[Family]) -> None:
         status = self._status
@@ -183,17 +220,32 @@ class Reactions:
                 Happening(
                     "FailedToProgramService",
                     "Quarantine",
-                    f"the kernel refuses the {family.value} rules of this Service on this node; "
-                    f"tried again in {entry.retry_seconds:g} s: {entry.detail}",
+                    # Without the time until the next try: repeated, it is to be the same Event.
+                    f"the kernel refuses the {family.value} rules of this Service on this node, "
+                    f"which are tried again, at least every five minutes: {entry.detail}",
                     service=entry.owner if entry.owner.name and entry.owner.namespace else None,
                 )
             )
+        for owner in report.recovered:
+            if owner.namespace:
+                self._record(
+                    Happening(
+                        "ProgrammedService",
+                        "Recover",
+                        f"the kernel took the {family.value} rules of this Service on this node, "
+                        "which it had refused before",
+                        warning=False,
+                        service=owner,
+                    )
+                )
         for service, problem in report.problems:
             self._tell(service, problem)
         if not report.succeeded:
             return
         moment = now()
-        self._publish(self._status.with_updated(family, moment))
+        self._in_sync.add(family)
+        status = self._status.with_updated(family, moment)
+        self._publish(status.with_waiting(self._missing()))
         self._metrics.sync_succeeded(family, moment.unix_seconds)
         self._metrics.no_local_endpoints(family, *reconciler.no_local_endpoints)
         self._serve_health_checks(reconciler)
@@ -202,14 +254,15 @@ class Reactions:
         scope = reconciler.flows.take_scope()
         if scope is not None:
             self._cleaner.submit(family, reconciler.flows.table(scope), scope)
-        self._in_sync.add(family)
         if self._once_in_sync is not None and self._in_sync >= self._service_health.keys():
+            self._metrics.ready()
             self._once_in_sync()
             self._once_in_sync = None
 
     def _serve_health_checks(self, reconciler: Reconciler[Any, Any]) -> None:
         family = reconciler.family
         changed = reconciler.take_health_checks()
+        self._metrics.health_ports(family, len(reconciler.health_checks))
         responders = self._service_health.get(family)
         if responders is None:
             return
@@ -230,10 +283,21 @@ class Reactions:
 
     def _count(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
         family = report.family
-        self._metrics.sync_ended(family, seconds)
+        self._metrics.sync_ended(family, seconds, full=report.full)
+        self._count_stages(report)
+        if report.succeeded:
+            caused = causes(report.triggers, self._began)
+            if caused:
+                unix_seconds = self._unix_clock()
+                self._metrics.programmed(family, [unix_seconds - cause for cause in caused])
+            self._metrics.changes_landed(family, report.waited)
+        else:
+            self._metrics.sync_failed(family)
         self._metrics.quarantined(family, reconciler.take_quarantine_changes())
         for (scope, outcome), count in report.outcomes.items():
             self._metrics.transactions(family, scope, outcome, count)
+        if not report.full and any(outcome != "applied" for _, outcome in report.outcomes):
+            self._metrics.partial_restore_failed(family)
         for scope, sent in report.sent.items():
             self._metrics.written(
                 family,
@@ -248,17 +312,29 @@ class Reactions:
         self._metrics.last_sync(family, report.transactions, report.bytes)
         if report.observed:
             self._metrics.read_back(family)
-        if report.planned and reconciler.rules:
+        if report.planned and reconciler.counts:
             written = {scope: sent.rules for scope, sent in report.sent.items()}
-            self._metrics.iptables_rules(family, reconciler.rules, written)
+            self._metrics.holds(family, reconciler.counts, written)
 
-    def repairing(self, family: Family) -> None:
+    def _count_stages(self, report: Report) -> None:
+        """Only stages that there were: a pass mostly compares with its notes, not the kernel."""
+        family = report.family
+        self._metrics.stage(family, "decide", report.decide_seconds)
+        if report.observed:
+            self._metrics.stage(family, "observe", report.observe_seconds)
+        if report.planned:
+            self._metrics.stage(family, "diff", report.diff_seconds)
+        if report.outcomes:
+            self._metrics.stage(family, "write", report.write_seconds)
+
+    def repairing(self, family: Family, *, edited: bool) -> None:
         self._metrics.repaired(family)
+        reason, what = ("RulesEdited", "changed") if edited else ("RulesFlushed", "removed")
         self._record(
             Happening(
-                "RulesFlushed",
+                reason,
                 "Repair",
-                f"another program removed this proxy's {family.value} rules; "
+                f"another program {what} this proxy's {family.value} rules on this node; "
                 "they are written again",
             )
         )
@@ -272,7 +348,8 @@ class Reactions:
             Happening(
                 "FailedToStartServiceHealthcheck",
                 "Listen",
-                f'failed to start healthcheck "{service}" on port {port}: {reason}',
+                f'node {self._node_name} failed to start healthcheck "{service}" '
+                f"on port {port}: {reason}",
                 service=service,
             )
         )

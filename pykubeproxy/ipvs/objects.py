@@ -7,6 +7,9 @@ packets apart, and the rules that ask those sets: the rules are objects of
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from msgspec import Struct
 
 from pykubeproxy.iptables import objects as xtables
@@ -27,6 +30,7 @@ __all__ = [
     "VirtualConfig",
     "Weight",
     "scheduler_flags",
+    "servers_by_kind",
 ]
 
 PERSISTENT = 0x1
@@ -122,6 +126,12 @@ class Present(Struct, frozen=True, gc=False):
 
 Key = Virtual | Real | BoundAddress | IPSet | SetEntry | xtables.Key
 Value = VirtualConfig | Weight | SetType | Present | xtables.Rules
+
+
+def servers_by_kind(objects: Iterable[Key]) -> dict[str, int]:
+    """Count the virtual and real servers among *objects*."""
+    kinds = Counter(map(type, objects))
+    return {"virtual": kinds[Virtual], "real": kinds[Real]}
 
 
 def _host(address: str) -> str:

@@ -199,10 +199,19 @@ class SliceLabels(Struct, frozen=True, gc=False):
     headless: str | None = field(name="service.kubernetes.io/headless", default=None)
 
 
+class SliceAnnotations(Struct, frozen=True, gc=False):
+    trigger_time: str | None = field(
+        name="endpoints.kubernetes.io/last-change-trigger-time", default=None
+    )
+
+
 class SliceMeta(Struct, frozen=True, gc=False):
+    """``annotations`` are there from the wire to the store, which calls `take_trigger_time`."""
+
     name: str
     namespace: str = ""
     labels: SliceLabels | None = None
+    annotations: SliceAnnotations | None = None
 
     def __post_init__(self) -> None:
         _share(self, "namespace")
@@ -273,6 +282,18 @@ class EndpointSlice(Struct, frozen=True, gc=False):
         if labels is None or not labels.service_name:
             return None
         return ServiceKey(self.metadata.namespace, labels.service_name)
+
+    def take_trigger_time(self) -> str | None:
+        """Return when what this slice says came about, as written, and forget it.
+
+        It belongs to an event, not to the object: with it no two values would be equal, and it
+        would take as much memory as an endpoint.
+        """
+        annotations = self.metadata.annotations
+        if annotations is None:
+            return None
+        structs.force_setattr(self.metadata, "annotations", None)
+        return annotations.trigger_time
 
 
 # --- Node --------------------------------------------------------------------------------------

@@ -75,7 +75,9 @@ class Report(Struct):
     ``landed`` tells whether anything of any Service was accepted.
     ``outcomes`` counts transactions by where they went and how they ended (applied, partly,
     rejected, unknown), ``sent`` what was accepted by where it went. ``planned`` tells that the
-    pass came as far as writing, if there was anything to write.
+    pass came as far as writing, if there was anything to write. ``full``: everything was decided
+    about, or compared with the kernel. ``triggers`` are the times of the changes in the cluster
+    that it wrote, as annotations tell them; ``waited`` is how long each change had been here.
     """
 
     family: Family
@@ -87,6 +89,7 @@ class Report(Struct):
     outcomes: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
     sent: dict[str, Sent] = msgspec.field(default_factory=dict)
     planned: bool = False
+    full: bool = False
     landed: bool = False
     surprises: int = 0
     observed: bool = False
@@ -95,6 +98,8 @@ class Report(Struct):
     quarantined: list[Quarantine] = msgspec.field(default_factory=list)
     recovered: list[ServiceKey] = msgspec.field(default_factory=list)
     problems: list[tuple[ServiceKey, str]] = msgspec.field(default_factory=list)
+    triggers: tuple[str, ...] = ()
+    waited: list[float] = msgspec.field(default_factory=list)
     decide_seconds: float = 0.0
     observe_seconds: float = 0.0
     diff_seconds: float = 0.0
@@ -152,11 +157,11 @@ class Reconciler(Generic[K, V]):
         clock: Callable[[], float],
         *,
         counts_services: bool = False,
-        rules_of: Callable[[Mapping[K, V]], Mapping[str, int]] = lambda _: {},
+        counts_of: Callable[[Mapping[K, V]], Mapping[str, int]] = lambda _: {},
     ) -> None:
         """*counts_services*: `no_local_endpoints` counts Services, not their ports.
 
-        *rules_of*: of how many iptables rules objects consist, by table, for `rules`.
+        *counts_of*: how many iptables rules (by table) or servers objects are, for `counts`.
         """
         self.family = family
         self._counts_services = counts_services
@@ -164,7 +169,7 @@ class Reconciler(Generic[K, V]):
         self._compiler = compiler
         self._dataplane = dataplane
         self._clock = clock
-        self._tracker: Tracker[K, V] = Tracker(compiler.claim, rules_of)
+        self._tracker: Tracker[K, V] = Tracker(compiler.claim, counts_of)
         self._node: NodeContext | None = None
         self._derived: dict[ServiceKey, _Summary] = {}
         self._totals = _Summary()
@@ -190,9 +195,9 @@ class Reconciler(Generic[K, V]):
         return {key: self._health_checks.get(key) for key in changed}
 
     @property
-    def rules(self) -> Mapping[str, int]:
-        """How many iptables rules there are to be, by table: a running total."""
-        return self._tracker.rules
+    def counts(self) -> Mapping[str, int]:
+        """How many iptables rules or servers there are to be, by name: a running total."""
+        return self._tracker.counts
 
     @property
     def no_local_endpoints(self) -> tuple[int, int]:
@@ -257,7 +262,8 @@ class Reconciler(Generic[K, V]):
 
         *touched* may be empty: then only unfinished business of earlier passes is tried again.
         """
-        report = Report(self.family)
+        report = Report(self.family, triggers=touched.triggers.get(self.family, ()))
+        report.full = not self._trusted or node != self._node
         started = self._clock()
         self._decide(touched, store, node, report)
         decided = self._clock()

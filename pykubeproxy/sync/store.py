@@ -1,10 +1,11 @@
-"""The newest value of every object, and which Services changed since the last look."""
+"""The newest value of every object, which Services changed since the last look, what came."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from pykubeproxy.model.objects import (
     EndpointSlice,
@@ -17,7 +18,19 @@ from pykubeproxy.model.objects import (
     WireObject,
 )
 
-__all__ = ["Store", "Touched"]
+__all__ = ["Arrivals", "Store", "Touched"]
+
+
+class Arrivals(Struct):
+    """What came, to be counted: each object of a listing is one event, each that it ends another.
+
+    ``slices`` counts, by address type, the events about slices that name a Service, and
+    ``changed_slices`` those of them that said something new.
+    """
+
+    services: int = 0
+    slices: Counter[str] = field(default_factory=Counter)
+    changed_slices: Counter[str] = field(default_factory=Counter)
 
 
 class Touched(Struct, frozen=True):
@@ -25,13 +38,16 @@ class Touched(Struct, frozen=True):
 
     ``services``: every Service whose own object or slices changed; ``by_slices``: those with a
     changed slice, along with its address type; ``node`` and ``service_cidrs``: whether those
-    objects changed.
+    objects changed. ``triggers`` are the times, as written, at which the changed slices of an
+    address type say that their cause was; those of a Service that lost a slice are forgotten, as
+    in kube-proxy.
     """
 
     services: frozenset[ServiceKey] = frozenset()
     by_slices: frozenset[tuple[ServiceKey, str]] = frozenset()
     node: bool = False
     service_cidrs: bool = False
+    triggers: Mapping[str, tuple[str, ...]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.services or self.node or self.service_cidrs)
@@ -44,7 +60,11 @@ class Store:
     cost one comparison.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, began: str = "") -> None:
+        """*began*: RFC 3339 in UTC, without a zone; causes before that second are not noted."""
+        self._began = began
+        self.changes = 0
+        """How many objects of any kind were new, changed or gone, ever."""
         self.complete: set[Kind] = set()
         self.node: Node | None = None
         self._services: dict[ServiceKey, Service] = {}
@@ -54,7 +74,10 @@ class Store:
         self._slices_of: dict[ServiceKey, tuple[EndpointSlice, ...]] = {}
         self._cidrs: dict[ObjectKey, ServiceCIDR] = {}
         self._touched: set[ServiceKey] = set()
+        self._changed_services: set[ServiceKey] = set()
         self._by_slices: set[tuple[ServiceKey, str]] = set()
+        self._triggers: dict[tuple[ServiceKey, str], list[str]] = {}
+        self._arrivals = Arrivals()
         self._node_touched = False
         self._cidrs_touched = False
 
@@ -83,16 +106,32 @@ class Store:
     def node_touched(self) -> bool:
         return self._node_touched
 
+    @property
+    def changed_services(self) -> int:
+        """How many Service objects changed since the last `take`."""
+        return len(self._changed_services)
+
+    def take_arrivals(self) -> Arrivals:
+        """Return what came since the last call, and begin anew."""
+        arrivals, self._arrivals = self._arrivals, Arrivals()
+        return arrivals
+
     def take(self) -> Touched:
         """Return what was touched since the last call, and forget it."""
+        triggers: dict[str, list[str]] = {}
+        for (_, address_type), times in self._triggers.items():
+            triggers.setdefault(address_type, []).extend(times)
         touched = Touched(
             frozenset(self._touched),
             frozenset(self._by_slices),
             self._node_touched,
             self._cidrs_touched,
+            {address_type: tuple(times) for address_type, times in triggers.items()},
         )
         self._touched.clear()
+        self._changed_services.clear()
         self._by_slices.clear()
+        self._triggers.clear()
         self._node_touched = self._cidrs_touched = False
         return touched
 
@@ -103,30 +142,36 @@ class Store:
         match obj:
             case Service():
                 key = obj.key
+                self._arrivals.services += 1
                 if self._services.get(key) != obj:
                     self._services[key] = obj
-                    self._touched.add(key)
+                    self._touch_service(key)
             case EndpointSlice():
                 self._put_slice(obj)
             case Node():
                 if self.node != obj:
                     self.node = obj
                     self._node_touched = True
+                    self.changes += 1
             case ServiceCIDR():
                 if self._cidrs.get(obj.key) != obj:
                     self._cidrs[obj.key] = obj
                     self._cidrs_touched = True
+                    self.changes += 1
 
     def drop(self, kind: Kind, key: ObjectKey) -> None:
         """Let go of a deleted object; an unknown one touches nothing."""
         match kind:
             case Kind.SERVICE:
                 service_key = ServiceKey(*key)
+                self._arrivals.services += 1
                 if self._services.pop(service_key, None) is not None:
-                    self._touched.add(service_key)
+                    self._touch_service(service_key)
             case Kind.ENDPOINT_SLICE:
                 held = self._slices.pop(key, None)
                 if held is not None:
+                    if held.service is not None:
+                        self._arrivals.slices[held.address_type] += 1
                     self._unlink(held)
             case Kind.NODE:
                 # The last value is kept: a node that vanished from the API still runs (the
@@ -135,6 +180,7 @@ class Store:
             case Kind.SERVICE_CIDR:
                 if self._cidrs.pop(key, None) is not None:
                     self._cidrs_touched = True
+                    self.changes += 1
 
     def replace(
         self, kind: Kind, objects: Iterable[WireObject], unreadable: frozenset[ObjectKey]
@@ -159,7 +205,10 @@ class Store:
         self.complete.add(kind)
 
     def _put_slice(self, new: EndpointSlice) -> None:
+        trigger = new.take_trigger_time()
         key, owner = new.key, new.service
+        if owner is not None:
+            self._arrivals.slices[new.address_type] += 1
         old = self._slices.get(key)
         if old == new:
             return
@@ -168,8 +217,11 @@ class Store:
         self._slices[key] = new
         if owner is not None:
             self._slices_of[owner] = (*self._siblings(owner, old), new)
-            self._touched.add(owner)
-            self._by_slices.add((owner, new.address_type))
+            self._touch_slice(owner, new.address_type)
+            # As text, in which Kubernetes' times (all end with Z) sort by time. A first list of
+            # 10,000 slices has none that matters, and to note them would take 10 ms.
+            if trigger is not None and (trigger > self._began or not trigger.endswith("Z")):
+                self._triggers.setdefault((owner, new.address_type), []).append(trigger)
 
     def _unlink(self, old: EndpointSlice) -> None:
         owner = old.service
@@ -180,8 +232,19 @@ class Store:
             self._slices_of[owner] = siblings
         else:
             self._slices_of.pop(owner, None)
+        self._touch_slice(owner, old.address_type)
+        self._triggers.pop((owner, old.address_type), None)
+
+    def _touch_service(self, key: ServiceKey) -> None:
+        self._touched.add(key)
+        self._changed_services.add(key)
+        self.changes += 1
+
+    def _touch_slice(self, owner: ServiceKey, address_type: str) -> None:
         self._touched.add(owner)
-        self._by_slices.add((owner, old.address_type))
+        self._by_slices.add((owner, address_type))
+        self._arrivals.changed_slices[address_type] += 1
+        self.changes += 1
 
     def _siblings(
         self, owner: ServiceKey, slice_: EndpointSlice | None

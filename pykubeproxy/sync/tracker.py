@@ -29,17 +29,17 @@ class Tracker(Generic[K, V]):
     it (`pykubeproxy.sync.outcome.Compiler.claim`). Of several owners with one claim the one with
     the smallest rank has it; the others get it as soon as it is free. What the kernel holds under
     a claim stays there when the claim changes hands: only what differs is written.
-    *rules_of* tells of how many rules objects consist, by table, for `rules`.
+    *counts_of* tells how much objects are (rules, servers), by name, for `counts`.
     """
 
     def __init__(
         self,
         claim: Callable[[K], K | None],
-        rules_of: Callable[[Mapping[K, V]], Mapping[str, int]] = lambda _: {},
+        counts_of: Callable[[Mapping[K, V]], Mapping[str, int]] = lambda _: {},
     ) -> None:
         self._claim_of = claim
-        self._rules_of = rules_of
-        self._rules: dict[str, int] = {}
+        self._counts_of = counts_of
+        self._counts: dict[str, int] = {}
         self._wanted: dict[ServiceKey, dict[K, V]] = {}
         self._applied: dict[ServiceKey, dict[K, V]] = {}
         self._ranks: dict[ServiceKey, Rank] = {}
@@ -112,9 +112,9 @@ class Tracker(Generic[K, V]):
         return news.values()
 
     @property
-    def rules(self) -> Mapping[str, int]:
-        """How many rules all owners together want, by table: a running total."""
-        return self._rules
+    def counts(self) -> Mapping[str, int]:
+        """How much all owners together want, by name: a running total."""
+        return self._counts
 
     # --- comparing ---
 
@@ -217,8 +217,8 @@ class Tracker(Generic[K, V]):
             self._applied[owner] = wanted  # one dict for both views: half the memory
 
     def _count(self, objects: Mapping[K, V], sign: int) -> None:
-        for table, rules in self._rules_of(objects).items():
-            self._rules[table] = self._rules.get(table, 0) + sign * rules
+        for name, count in self._counts_of(objects).items():
+            self._counts[name] = self._counts.get(name, 0) + sign * count
 
     def _claims_in(self, objects: Mapping[K, V]) -> Set[K]:
         return {claim for key in objects if (claim := self._claim_of(key)) is not None}

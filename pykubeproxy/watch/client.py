@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from pykubeproxy.errors import ConfigError, WatchDenied, WatchError
+from pykubeproxy.errors import ConfigError, WatchDenied, WatchError, WatchThrottled
 from pykubeproxy.watch.credentials import Credentials
 from pykubeproxy.watch.failures import StreamCut, StreamSilent, error_for, explain
 from pykubeproxy.watch.login import loader_for
+from pykubeproxy.watch.requests import RequestMeasures
 from pykubeproxy.watch.resources import EVENTS, Resource
 from pykubeproxy.watch.wire import Status, decode_status
 
@@ -67,19 +69,27 @@ class ApiServer:
     again), once per credential. `close` ends every running request at once, and for good.
     """
 
-    def __init__(self, load: Callable[[], Credentials], user_agent: str = "pykubeproxy") -> None:
+    def __init__(
+        self,
+        load: Callable[[], Credentials],
+        user_agent: str = "pykubeproxy",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Load the credential.
 
         Raises:
             ConfigError: what *load* raises for a kubeconfig that cannot be used.
         """
+        self.requests = RequestMeasures()
         self._load = load
         self._user_agent = user_agent
+        self._clock = clock
         self._sockets = _Sockets()
         self._lock = threading.Lock()
         self._stale = False
         self._credentials = load()
         self._pool = self._sockets.pool_for(self._credentials)
+        self.requests.transport_made(self._credentials.plugin_worked)
 
     @classmethod
     def from_flags(
@@ -100,10 +110,11 @@ class ApiServer:
                 the server and what to do.
         """
         headers = {"Accept-Encoding": "gzip"}
+        started = self._clock()
         response = self._request(
             "list", resource, "GET", resource.path, query, headers, LIST_READ_SECONDS
         )
-        return self._chunks(response, f"list {resource.plural}")
+        return self._chunks(response, f"list {resource.plural}", started)
 
     def watch(
         self,
@@ -127,12 +138,35 @@ class ApiServer:
         Raises:
             WatchError: as in `list`.
         """
-        path = f"/apis/{EVENTS.group}/{EVENTS.version}/namespaces/{namespace}/{EVENTS.plural}"
-        headers = {"Content-Type": "application/json"}
+        self._write_event("create", "POST", namespace, "", body, "application/json")
+
+    def patch_event(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
+        """Merge *patch* into one events.k8s.io/v1 Event (RFC 7386).
+
+        Raises:
+            WatchError: as in `list`.
+        """
+        content_type = "application/merge-patch+json"
+        self._write_event("patch", "PATCH", namespace, f"/{quote(name)}", patch, content_type)
+
+    def _write_event(
+        self,
+        verb: str,
+        method: str,
+        namespace: str,
+        name: str,
+        body: Mapping[str, Any],
+        content_type: str,
+    ) -> None:
+        prefix = f"/apis/{EVENTS.group}/{EVENTS.version}/namespaces/{namespace}"
+        path = f"{prefix}/{EVENTS.plural}{name}"
+        headers = {"Content-Type": content_type}
+        started = self._clock()
         response = self._request(
-            "create", EVENTS, "POST", path, {}, headers, CONNECT_SECONDS, msgspec.json.encode(body)
+            verb, EVENTS, method, path, {}, headers, CONNECT_SECONDS, msgspec.json.encode(body)
         )
-        self._body(response, "create events")
+        answer = self._body(response, f"{verb} events")
+        self.requests.read(method, self.server, self._clock() - started, len(answer))
 
     def close(self) -> None:
         """End every running request, in whatever thread; later ones fail at once."""
@@ -159,6 +193,9 @@ class ApiServer:
         if query:
             url += "?" + urlencode(query)
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds)
+        streams = verb == "watch"
+        self.requests.asked(method, credentials.server, None if streams else len(body or b""))
+        started = self._clock()
         try:
             response = pool.urlopen(
                 method,
@@ -170,14 +207,22 @@ class ApiServer:
                 preload_content=False,
             )
         except (HTTPError, ValueError) as error:
-            raise WatchError(explain(doing, credentials.server, error)) from error
+            self.requests.answered(method, credentials.server, None)
+            if not streams:
+                self.requests.read(method, credentials.server, self._clock() - started, None)
+            advice = credentials.if_unreachable
+            raise WatchError(explain(doing, credentials.server, error, advice)) from error
+        self.requests.answered(method, credentials.server, response.status)
         if 200 <= response.status < 300:
             return response
         raw = self._body(response, doing)
+        if not streams:
+            seconds = self._clock() - started
+            self.requests.read(method, credentials.server, seconds, len(raw))
         if response.status == 401:
             self._suspect(credentials)
         status = decode_status(raw) or Status(message=raw[:200].decode("utf-8", "replace").strip())
-        raise error_for(
+        refusal = error_for(
             status,
             verb,
             resource,
@@ -186,10 +231,19 @@ class ApiServer:
             code=response.status,
             retry_after=response.headers.get("Retry-After"),
         )
+        if isinstance(refusal, WatchThrottled) and method == "GET":
+            self.requests.will_retry(method, credentials.server, response.status)
+        raise refusal
 
-    def _chunks(self, response: urllib3.BaseHTTPResponse, doing: str) -> Iterator[bytes]:
+    def _chunks(
+        self, response: urllib3.BaseHTTPResponse, doing: str, started: float
+    ) -> Iterator[bytes]:
+        size = 0
         try:
-            yield from response.stream(_CHUNK_BYTES, decode_content=True)
+            for chunk in response.stream(_CHUNK_BYTES, decode_content=True):
+                size += len(chunk)
+                yield chunk
+            self.requests.read("GET", self.server, self._clock() - started, size)
         except (HTTPError, ValueError) as error:
             raise WatchError(explain(doing, self.server, error)) from error
         finally:
@@ -214,6 +268,7 @@ class ApiServer:
                     raise WatchDenied(f"the credential cannot be loaded again: {error}") from error
                 # Streams on the old pool live on; it goes when the last of them has ended.
                 self._pool = self._sockets.pool_for(self._credentials)
+                self.requests.transport_made(self._credentials.plugin_worked)
                 self._stale = False
             return self._credentials, self._pool
 

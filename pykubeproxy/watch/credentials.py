@@ -60,8 +60,13 @@ class TokenFile:
 class Credentials:
     """Where the server is, how to trust it, and what to present to it.
 
-    *description* names the credential in error messages.
+    *description* names the credential in error messages. `if_unreachable` is what to do about a
+    server that no connection comes about with, where more is known of its address.
     """
+
+    if_unreachable = ""
+    plugin_worked: bool | None = None
+    """Whether the exec plugin that was asked for this gave anything; ``None``: there is none."""
 
     def __init__(
         self,

@@ -1,40 +1,57 @@
 """Kubernetes Events about what this proxy did or could not do.
 
-Events are a courtesy: they are queued without waiting, posted from a thread of their own, and
-lost without consequences when the API is away or there are too many.
+Events are a courtesy: they are queued without waiting, posted from a thread of their own, told as
+a series where they repeat (`pykubeproxy.watch.series`), and lost without consequences when the API
+is away or there are too many.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event as StopEvent
 from threading import Thread
 from typing import Any, Protocol
+from uuid import uuid4
 
 import structlog
 from msgspec import Struct
 
-from pykubeproxy.errors import WatchError
+from pykubeproxy.errors import WatchDenied, WatchError
+from pykubeproxy.measures import Counts, Measure, Text
 from pykubeproxy.model.objects import ServiceKey
+from pykubeproxy.watch.failures import RequestRefused
+from pykubeproxy.watch.series import Open, Series, Verdict
 
-__all__ = ["EventRecorder", "Happening", "event_body"]
+__all__ = ["EventRecorder", "Happening", "event_body", "event_name", "series_patch"]
 
 log = structlog.get_logger(__name__)
 
 CONTROLLER = "kube-proxy"
-QUEUE_LENGTH = 100
+QUEUE_LENGTH = 1000
+NOTE_BYTES = 1024  # the API's limit
+LOOK_SECONDS = 60.0
+"""How often it is looked whether a series is over, while there are any."""
+NOT_FOUND = 404
+# RFC 1123, as the API checks names; 253 characters are checked apart.
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 class Poster(Protocol):
-    """Whoever can create an Event: `pykubeproxy.watch.client.ApiServer`."""
+    """Whoever can write Events: `pykubeproxy.watch.client.ApiServer`."""
 
     def create_event(self, namespace: str, body: Mapping[str, Any]) -> None: ...
 
+    def patch_event(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None: ...
+
 
 class Happening(Struct, frozen=True):
-    """Something worth an Event. ``service`` is ``None`` for what concerns the whole node."""
+    """Something worth an Event. ``service`` is ``None`` for what concerns the whole node.
+
+    Two that are equal are the same thing again.
+    """
 
     reason: str
     action: str
@@ -43,7 +60,17 @@ class Happening(Struct, frozen=True):
     service: ServiceKey | None = None
 
 
-def event_body(happening: Happening, node: str, instance: str, now: datetime) -> dict[str, Any]:
+def event_name(about: str, unix_nanoseconds: int) -> str:
+    """Name an Event as client-go does: after its object, with the time in hexadecimal digits."""
+    name = f"{about}.{unix_nanoseconds:x}"
+    if len(name) <= 253 and _SUBDOMAIN.fullmatch(name):
+        return name
+    return f"{uuid4()}.{unix_nanoseconds:x}"
+
+
+def event_body(
+    happening: Happening, node: str, instance: str, now: datetime, unix_nanoseconds: int
+) -> dict[str, Any]:
     """Return the events.k8s.io/v1 object, as kube-proxy fills it."""
     about: dict[str, str] = {"kind": "Node", "apiVersion": "v1", "name": node}
     namespace = "default"  # where Events about cluster-scoped objects go
@@ -55,19 +82,30 @@ def event_body(happening: Happening, node: str, instance: str, now: datetime) ->
             "name": happening.service.name,
             "namespace": namespace,
         }
-    return {
+    body = {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"generateName": f"{about['name']}-", "namespace": namespace},
-        "eventTime": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "metadata": {
+            "name": event_name(about["name"], unix_nanoseconds),
+            "namespace": namespace,
+        },
+        "eventTime": _time(now),
         "reportingController": CONTROLLER,
-        "reportingInstance": f"{CONTROLLER}-{instance}",
+        "reportingInstance": f"{CONTROLLER}-{instance}"[:128],  # the API's limit
         "type": "Warning" if happening.warning else "Normal",
         "reason": happening.reason,
         "action": happening.action,
-        "note": happening.note[:1024],  # the API's limit
         "regarding": about,
     }
+    if happening.note:
+        note = happening.note.encode()[:NOTE_BYTES].decode(errors="ignore")
+        body["note"] = note
+    return body
+
+
+def series_patch(count: int, last: datetime) -> dict[str, Any]:
+    """What makes an Event a series, or says how far it has gone; nothing else may be changed."""
+    return {"series": {"count": count, "lastObservedTime": _time(last)}}
 
 
 class EventRecorder:
@@ -84,10 +122,26 @@ class EventRecorder:
         self._node = node
         self._instance = instance
         self._now = now
-        self._queue: SimpleQueue[Happening | None] = SimpleQueue()
+        self._queue: SimpleQueue[Happening | StopEvent | None] = SimpleQueue()
         self._stop = StopEvent()
         self._thread = Thread(target=self._run, name="events", daemon=True)
-        self._complained = False
+        self._series: Series[Happening] = Series()
+        self._bodies: dict[Happening, dict[str, Any]] = {}
+        self._last_nanoseconds = 0
+        self._looked_at = now().timestamp()
+        self._denied = False
+        self._failing = False
+        self._counts = Counts(
+            Text(
+                "pykubeproxy_events_total",
+                "Events: posted, merged into a series, dropped as too many, or failed to be posted",
+                ("outcome",),
+            )
+        )
+
+    def measures(self) -> tuple[Measure, ...]:
+        """What became of Events so far."""
+        return (self._counts,)
 
     def start(self) -> None:
         self._thread.start()
@@ -103,19 +157,115 @@ class EventRecorder:
         """How many Events are still to be posted."""
         return self._queue.qsize()
 
+    def flush(self, seconds: float) -> bool:
+        """Wait until all that is queued by now was posted or failed; false: not in this time."""
+        done = StopEvent()
+        self._queue.put(done)
+        return done.wait(seconds)
+
     def record(self, happening: Happening) -> None:
         """Queue an Event; never waits, any thread."""
         if self._queue.qsize() < QUEUE_LENGTH:
             self._queue.put(happening)
         else:
-            log.debug("event dropped, too many are waiting", reason=happening.reason)
+            self._dropped(happening)
 
     def _run(self) -> None:
-        while (happening := self._queue.get()) is not None and not self._stop.is_set():
-            body = event_body(happening, self._node, self._instance, self._now())
+        while not self._stop.is_set():
             try:
-                self._poster.create_event(body["metadata"]["namespace"], body)
-            except WatchError as error:
-                if not self._complained:
-                    log.warning("Event not posted; later failures are not shown", reason=str(error))
-                self._complained = True
+                happening = self._queue.get(timeout=LOOK_SECONDS if self._series else None)
+            except Empty:
+                self.look()
+                continue
+            if isinstance(happening, StopEvent):
+                happening.set()
+            elif happening is not None and not self._stop.is_set():
+                self._handle(happening)
+                if self._now().timestamp() - self._looked_at >= LOOK_SECONDS:
+                    self.look()
+
+    def _handle(self, happening: Happening) -> None:
+        source = happening.service or self._node
+        now = self._now()
+        match self._series.happened(happening, source, now.timestamp()):
+            case Verdict.CREATE:
+                self._create(happening, now)
+            case Verdict.EXTEND:
+                self._counts.add("merged")
+                known = self._series.known(happening)
+                if known is not None:
+                    self._extend(known, now)
+            case Verdict.COUNT:
+                self._counts.add("merged")
+            case Verdict.DROP:
+                self._dropped(happening)
+
+    def look(self) -> None:
+        """Tell of series that are over, or have gone on for long; on the thread of this object."""
+        now = self._now()
+        self._looked_at = now.timestamp()
+        for known in self._series.due(self._looked_at):
+            self._extend(known, now)
+        for key in [key for key in self._bodies if self._series.known(key) is None]:
+            del self._bodies[key]
+
+    def _create(self, happening: Happening, now: datetime) -> None:
+        # Later than the last one, so that no two have one name, whatever the clock does.
+        nanoseconds = int(now.timestamp()) * 10**9 + now.microsecond * 1000
+        self._last_nanoseconds = max(self._last_nanoseconds + 1, nanoseconds)
+        body = event_body(happening, self._node, self._instance, now, self._last_nanoseconds)
+        if self._post(happening, body):
+            self._bodies[happening] = body
+
+    def _post(self, happening: Happening, body: Mapping[str, Any]) -> bool:
+        try:
+            self._poster.create_event(body["metadata"]["namespace"], body)
+        except WatchError as error:
+            self._series.forget(happening)
+            self._bodies.pop(happening, None)
+            self._failed(error)
+            return False
+        self._counts.add("posted")
+        self._failing = False
+        return True
+
+    def _extend(self, known: Open[Happening], now: datetime) -> None:
+        """Say how often it was by now; an Event that has expired is written anew."""
+        body = self._bodies.get(known.key)
+        if body is None:
+            return
+        last = datetime.fromtimestamp(known.last, UTC)
+        patch = series_patch(known.count, last)
+        metadata = body["metadata"]
+        try:
+            self._poster.patch_event(metadata["namespace"], metadata["name"], patch)
+        except RequestRefused as error:
+            if error.code != NOT_FOUND:
+                self._failed(error)
+            elif self._post(known.key, {**body, **patch}):
+                self._series.told(known.key, now.timestamp())
+            return
+        except WatchError as error:
+            self._failed(error)
+            return
+        self._series.told(known.key, now.timestamp())
+        self._failing = False
+
+    def _failed(self, error: WatchError) -> None:
+        """Say it once: for good where the right is missing, else until it works again."""
+        self._counts.add("failed")
+        refused = isinstance(error, WatchDenied) or (
+            isinstance(error, RequestRefused) and error.code == NOT_FOUND
+        )
+        if not (self._denied or self._failing):
+            log.warning("Event not posted; later failures are not shown", reason=str(error))
+        self._denied = self._denied or refused
+        self._failing = True
+
+    def _dropped(self, happening: Happening) -> None:
+        self._counts.add("dropped")
+        log.debug("event dropped, too many of them", reason=happening.reason)
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -112,8 +112,11 @@ def _pause(header: str | None, status: Status) -> float | None:
     return None if seconds is None else min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def explain(doing: str, server: str, error: Exception) -> str:
-    """Say of a connection error what failed, on what, and what to do."""
+def explain(doing: str, server: str, error: Exception, if_unreachable: str = "") -> str:
+    """Say of a connection error what failed, on what, and what to do.
+
+    *if_unreachable* takes the place of the usual advice where no connection came about.
+    """
     match error:
         case SSLError():
             advice = "check certificate-authority and tls-server-name, and this node's clock"
@@ -124,7 +127,8 @@ def explain(doing: str, server: str, error: Exception) -> str:
         case ReadTimeoutError():
             advice = "the server or a load balancer before it hangs"
         case ConnectTimeoutError() | NewConnectionError():
-            advice = "check that the API server runs there and is reachable from this node"
+            usual = "check that the API server runs there and is reachable from this node"
+            advice = if_unreachable or usual
         case _:
             advice = "the connection was lost; it is tried again"
     return f"{doing} on {server}: {error}; {advice}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from threading import Condition
 
 from pykubeproxy.watch.source import Event
@@ -17,14 +19,15 @@ class Mailbox:
     memory is bounded by the cluster anyway, since the reader folds events into a store.
     """
 
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._events: deque[tuple[float, Event]] = deque()
         self._changed = Condition()
         self._woken = False
 
     def put(self, event: Event) -> None:
         with self._changed:
-            self._events.append(event)
+            self._events.append((self._clock(), event))
             self._changed.notify()
 
     def wake(self) -> None:
@@ -41,6 +44,10 @@ class Mailbox:
 
     def drain(self) -> list[Event]:
         """Take everything that is in, oldest first; never waits."""
+        return [event for _, event in self.drain_timed()]
+
+    def drain_timed(self) -> list[tuple[float, Event]]:
+        """The same, each event with the moment it came, on the clock of this mailbox."""
         with self._changed:
             events = list(self._events)
             self._events.clear()

@@ -124,12 +124,15 @@ def from_kubeconfig(
         raise ConfigError("--kubeconfig", f"{path}: the cluster of {context_name} has no server")
     token_file = _token_file(user)
     missing = None
+    plugin_worked = None
     if token_file is not None:
         what = f"the token file {token_file.path}"
     elif user is not None and "exec" in user.value:
         command = user.value["exec"].get("command", "?")
         what = f"the exec plugin {command}"
+        plugin_worked = True
         if not configuration.api_key and not configuration.cert_file:
+            plugin_worked = False
             # The loader logs a plugin's failure and goes on without a credential.
             missing = f"{what} of user {user_name} in {path} gave no credential; run it by hand"
     elif configuration.api_key:
@@ -139,7 +142,9 @@ def from_kubeconfig(
     else:
         what = "no credential"
     description = f"{what} of user {user_name} in {path}"
-    return _credentials(configuration, description, token_file, missing)
+    credentials = _credentials(configuration, description, token_file, missing)
+    credentials.plugin_worked = plugin_worked
+    return credentials
 
 
 def _credentials(

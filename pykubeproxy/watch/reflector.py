@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
+from pykubeproxy.measures import Labels, Measure, Readings, Text
 from pykubeproxy.model.objects import Kind, ObjectKey
 from pykubeproxy.watch.backoff import Backoff
 from pykubeproxy.watch.client import STREAM_READ_SECONDS, LineStream
@@ -66,11 +67,13 @@ class ReflectorState(Struct, frozen=True):
     """How one reflector is doing; a fresh value at each change, so that any thread may look.
 
     *last_contact_seconds* is on the reflector's clock (monotonic): when the server last answered or
-    sent a line. *last_error* is empty while nothing is wrong.
+    sent a line. *last_error* is empty while nothing is wrong. *follows* while a watch is open,
+    whether or not it has said anything yet.
     """
 
     kind: Kind
     synced: bool = False
+    follows: bool = False
     last_contact_seconds: float | None = None
     resource_version: str = ""
     lists: int = 0
@@ -121,9 +124,11 @@ class Reflector:
             opened = self._list() if self._version is None else self._resume(self._version)
             if opened is not None:
                 stream, lines = opened
+                self._set(follows=True)
                 try:
                     self._follow(lines)
                 finally:
+                    self._set(follows=False)
                     stream.close()
         except WatchError as error:
             if self._wait(0.0):
@@ -313,11 +318,12 @@ class KubernetesSource:
         self._node_name = node_name
         self._rng = rng
         self._stopping = threading.Event()
+        self._reflectors: tuple[Reflector, ...] = ()
         self._threads: tuple[threading.Thread, ...] = ()
 
     def start(self, sink: Sink) -> None:
         """Begin delivering to *sink*, on one thread per kind; returns at once."""
-        reflectors = [
+        self._reflectors = tuple(
             Reflector(
                 self._client,
                 Target(kind, RESOURCES[kind], selectors(kind, self._node_name)),
@@ -326,13 +332,44 @@ class KubernetesSource:
                 rng=self._rng,
             )
             for kind in sorted(self.kinds)
-        ]
+        )
         self._threads = tuple(
             threading.Thread(target=one.run, name=f"reflector-{one.state.kind}", daemon=True)
-            for one in reflectors
+            for one in self._reflectors
         )
         for thread in self._threads:
             thread.start()
+
+    def measures(self, clock: Callable[[], float] = time.monotonic) -> tuple[Measure, ...]:
+        """How every watch is doing, found out when asked; *clock* is that of the reflectors."""
+
+        def age(state: ReflectorState) -> float:
+            heard = state.last_contact_seconds
+            return float("inf") if heard is None else max(0.0, clock() - heard)
+
+        def told(name: str, text: str, tell: Callable[[ReflectorState], float]) -> Readings:
+            is_counter = name.endswith("_total")
+            what = Text(f"pykubeproxy_watch_{name}", text, ("resource",))
+            return Readings(what, lambda: self._by_resource(tell), counter=is_counter)
+
+        return (
+            told("age_seconds", "Time since the server last said anything on this watch", age),
+            told(
+                "failures",
+                "Requests that failed since this watch was last open",
+                # One that was opened again may have nothing to say for a minute.
+                lambda state: 0 if state.follows else state.consecutive_failures,
+            ),
+            told(
+                "relists_total",
+                "Complete lists after the first one",
+                lambda state: state.relists,
+            ),
+        )
+
+    def _by_resource(self, tell: Callable[[ReflectorState], float]) -> dict[Labels, float]:
+        states = [reflector.state for reflector in self._reflectors]
+        return {(RESOURCES[state.kind].plural,): float(tell(state)) for state in states}
 
     def stop(self) -> None:
         """End all threads and connections, the blocked ones too; returns when they are gone."""

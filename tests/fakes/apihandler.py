@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.fakes.apianswers import Answer, Request, status_body
+from tests.fakes.apievents import MERGE_PATCH, merged, problem_with_change, problem_with_event
+from tests.fakes.apirights import asked_by, refusal
 from tests.fakes.apistore import (
     RESOURCES,
     ApiResource,
@@ -55,6 +57,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._handle()
 
+    def do_PATCH(self) -> None:
+        self._handle()
+
     def _handle(self) -> None:
         fake = self.server.fake
         split = urlsplit(self.path)
@@ -83,33 +88,31 @@ class Handler(BaseHTTPRequestHandler):
         user = fake.tokens.get(token)
         if user is None:
             return self._status(401, "Unauthorized", "Unauthorized")
+        asked = asked_by(request)
+        rights = fake.rights.get(user)
+        if rights is None:
+            allowed = user == "admin" or asked.resource not in fake.forbidden
+        else:
+            allowed = rights.allows(asked)
+        if not allowed:
+            return self._json(403, refusal(user, asked))
         match request.path:
             case "/readyz" | "/livez" | "/healthz":
                 return self._text(200, "ok")
             case "/version":
                 return self._json(200, {"major": "1", "minor": "36", "gitVersion": "v1.36.2"})
         if request.path.startswith("/apis/events.k8s.io/v1/namespaces/"):
-            return self._create_event(request)
+            answer = self._patch_event if request.method == "PATCH" else self._create_event
+            return answer(request)
         for resource in RESOURCES:
             if resource.plural in fake.unserved or not request.path.startswith(resource.path):
                 continue
             rest = request.path[len(resource.path) :].strip("/")
-            verb = "get" if rest else "watch" if request.is_watch else "list"
-            if user != "admin" and resource.plural in fake.forbidden:
-                return self._forbid(user, verb, resource)
             self.resource = resource
             if rest:
                 return self._get(resource, rest)
             return self._watch(request) if request.is_watch else self._list(request)
         return self._text(404, "404 page not found\n")
-
-    def _forbid(self, user: str, verb: str, resource: ApiResource) -> None:
-        message = (
-            f'{resource.plural} is forbidden: User "{user}" cannot {verb} resource '
-            f'"{resource.plural}" in API group "{resource.group}" at the cluster scope'
-        )
-        group = {"group": resource.group} if resource.group else {}
-        self._status(403, "Forbidden", message, details={**group, "kind": resource.plural})
 
     def _get(self, resource: ApiResource, name: str) -> None:
         obj = self.server.fake.store.state(resource).get(("", name))
@@ -122,19 +125,49 @@ class Handler(BaseHTTPRequestHandler):
     def _create_event(self, request: Request) -> None:
         fake = self.server.fake
         event = json.loads(request.body)
+        namespace = request.path.split("/")[5]
+        problem = problem_with_event(event, namespace)
+        if problem is not None:
+            return self._status(422, "Invalid", f'Event.events.k8s.io "" is invalid: {problem}')
         metadata = event.setdefault("metadata", {})
         metadata.setdefault("name", metadata.get("generateName", "") + "x7k2p")
-        metadata["namespace"] = request.path.split("/")[5]
+        metadata["namespace"] = namespace
         fake.store.advance()
         metadata |= {"uid": "0", "resourceVersion": str(fake.store.version)}
         metadata |= {"creationTimestamp": "2026-11-20T00:00:00Z", "managedFields": []}
-        reply = {"kind": "Event", "apiVersion": "events.k8s.io/v1", **event}
-        reply |= {"deprecatedSource": {}, "deprecatedFirstTimestamp": None}
-        reply |= {"deprecatedLastTimestamp": None}
         with fake.changed:
+            if self._event(namespace, metadata["name"]) is not None:
+                message = f'events.events.k8s.io "{metadata["name"]}" already exists'
+                return self._status(409, "AlreadyExists", message)
             fake.events.append(event)
             fake.changed.notify_all()
-        self._json(201, reply)
+        return self._json(201, _full_event(event))
+
+    def _patch_event(self, request: Request) -> None:
+        fake = self.server.fake
+        namespace, _, name = request.path.split("/")[5:8]
+        if request.headers.get("content-type") != MERGE_PATCH:
+            message = "the body of the request was in an unknown format"
+            return self._status(415, "UnsupportedMediaType", message)
+        with fake.changed:
+            old = self._event(namespace, name)
+            if old is None:
+                return self._status(404, "NotFound", f'events.events.k8s.io "{name}" not found')
+            new = merged(old, json.loads(request.body))
+            problem = problem_with_change(old, new)
+            if problem is not None:
+                message = f'Event.events.k8s.io "{name}" is invalid: {problem}'
+                return self._status(422, "Invalid", message)
+            fake.events[fake.events.index(old)] = new
+            fake.changed.notify_all()
+        return self._json(200, _full_event(new))
+
+    def _event(self, namespace: str, name: str) -> Object | None:
+        """The Event of this name, if there is one."""
+        for event in self.server.fake.events:
+            if (event["metadata"]["namespace"], event["metadata"]["name"]) == (namespace, name):
+                return event
+        return None
 
     # --- lists ----------------------------------------------------------------------------------
 
@@ -389,3 +422,15 @@ def _pieces(body: bytes, size: int) -> Iterable[bytes]:
 
 def _dump(body: Object) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _full_event(event: Object) -> Object:
+    """With what the server fills in."""
+    return {
+        "kind": "Event",
+        "apiVersion": "events.k8s.io/v1",
+        **event,
+        "deprecatedSource": {},
+        "deprecatedFirstTimestamp": None,
+        "deprecatedLastTimestamp": None,
+    }

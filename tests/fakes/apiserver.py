@@ -24,6 +24,7 @@ import yaml
 
 from tests.fakes.apianswers import Answer, Request, status_body
 from tests.fakes.apihandler import Handler
+from tests.fakes.apirights import Rights
 from tests.fakes.apistore import ClusterStore, Object
 
 __all__ = [
@@ -75,6 +76,8 @@ class FakeApiServer:
         self.bookmarks = True
         self.tokens = {"admin-token": "admin", "proxy-token": "system:kube-proxy"}
         self.forbidden: set[str] = {"secrets"}  # plurals the proxy's user may not touch
+        # What a user may do; those who are not here may do everything that is not forbidden.
+        self.rights: dict[str, Rights] = {}
         self.unserved: set[str] = set()  # plurals this server does not know
         self.requests: list[Request] = []
         self.events: list[Object] = []

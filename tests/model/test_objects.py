@@ -307,3 +307,23 @@ def test_the_first_cluster_ip_is_held_once():
 @pytest.mark.parametrize("obj", [WEB, WEB_SLICE, node()], ids=lambda o: type(o).__name__)
 def test_the_garbage_collector_does_not_visit_what_was_received(obj):
     assert not gc.is_tracked(received(obj))
+
+
+# --- the time of a cause ---
+
+
+@pytest.mark.parametrize(
+    ("annotations", "expected"),
+    [
+        ({"endpoints.kubernetes.io/last-change-trigger-time": "t"}, "t"),
+        ({"other": "x"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_time_of_its_cause_is_taken_from_a_slice_once(annotations, expected):
+    metadata = {"name": "web-1", "namespace": "default", "annotations": annotations}
+    slice_ = msgspec.convert({"metadata": metadata}, EndpointSlice)
+    assert expected == slice_.take_trigger_time()
+    assert slice_.take_trigger_time() is None
+    assert msgspec.convert({"metadata": {**metadata, "annotations": None}}, EndpointSlice) == slice_

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -13,6 +15,7 @@ import trustme
 from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
 from pykubeproxy.model.objects import Kind
 from pykubeproxy.watch.client import ApiServer
+from pykubeproxy.watch.events import Happening, event_body, series_patch
 from pykubeproxy.watch.failures import RequestRefused, StreamCut, StreamSilent
 from pykubeproxy.watch.resources import RESOURCES
 from pykubeproxy.watch.wire import decode_list
@@ -248,11 +251,90 @@ def test_master_overrides_the_server_of_the_kubeconfig(fake: FakeApiServer, tmp_
 # --- events and closing ------------------------------------------------------------------------
 
 
+STARTING = event_body(
+    Happening("Starting", "StartKubeProxy", warning=False), "node", "host", datetime.now(UTC), 17
+)
+EVENTS_PATH = "/apis/events.k8s.io/v1/namespaces/default/events"
+
+
 def test_an_event_is_posted(fake: FakeApiServer, client: ApiServer) -> None:
-    event = {"metadata": {"generateName": "x-"}, "reason": "Starting", "action": "StartKubeProxy"}
-    client.create_event("default", event)
-    assert fake.requests[0].path == "/apis/events.k8s.io/v1/namespaces/default/events"
+    client.create_event("default", STARTING)
+    assert ("POST", EVENTS_PATH) == (fake.requests[0].method, fake.requests[0].path)
     assert fake.events[0]["reason"] == "Starting"
+
+
+def test_an_event_becomes_a_series_by_a_merge_patch(fake: FakeApiServer, client: ApiServer) -> None:
+    client.create_event("default", STARTING)
+    patch = series_patch(2, datetime(2026, 11, 20, 12, tzinfo=UTC))
+    client.patch_event("default", "node.11", patch)
+    request = fake.requests[1]
+    assert ("PATCH", f"{EVENTS_PATH}/node.11") == (request.method, request.path)
+    assert "application/merge-patch+json" == request.headers["content-type"]
+    assert patch["series"] == fake.events[0]["series"]
+    assert "Starting" == fake.events[0]["reason"]
+
+
+def test_an_event_that_is_gone_cannot_be_patched(client: ApiServer) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        client.patch_event("default", "node.11", series_patch(2, datetime.now(UTC)))
+    assert 404 == caught.value.code
+
+
+# --- counting ----------------------------------------------------------------------------------
+
+
+def counted(client: ApiServer, name: str) -> dict[tuple[str, ...], Any]:
+    """The series of a measure, with the server's address left out."""
+    [measure] = [m for m in client.requests.measures() if m.text.name == f"rest_client_{name}"]
+    host = client.server.removeprefix("https://")
+    return {
+        tuple(label for label in labels if label != host): value
+        for labels, value in measure.read().items()
+    }
+
+
+def test_requests_are_counted_by_code_and_method(fake: FakeApiServer, client: ApiServer) -> None:
+    read(client)
+    client.watch(SERVICES, {}).close()
+    client.create_event("default", STARTING)
+    fake.fail_next(1, 403, "Forbidden", "no")
+    with pytest.raises(WatchDenied):
+        read(client)
+    assert {("200", "GET"): 2.0, ("201", "POST"): 1.0, ("403", "GET"): 1.0} == (
+        counted(client, "requests_total")
+    )
+
+
+def test_a_request_without_an_answer_is_counted(fake: FakeApiServer, client: ApiServer) -> None:
+    fake.stop()
+    with pytest.raises(WatchError):
+        read(client)
+    assert {("<error>", "GET"): 1.0} == counted(client, "requests_total")
+
+
+def test_sizes_and_durations_are_those_of_whole_answers(
+    fake: FakeApiServer, client: ApiServer
+) -> None:
+    put(fake, "a")
+    body = read(client)
+    assert len(body) == counted(client, "response_size_bytes")["GET",].total
+    assert 0 == counted(client, "request_size_bytes")["GET",].total
+    assert 1 == counted(client, "request_duration_seconds")["GET",].cumulative[-1]
+
+
+def test_being_asked_to_come_back_is_a_retry(fake: FakeApiServer, client: ApiServer) -> None:
+    fake.fail_next(1, 429, headers={"Retry-After": "1"})
+    with pytest.raises(WatchThrottled):
+        read(client)
+    assert {("429", "GET"): 1.0} == counted(client, "request_retries_total")
+
+
+def test_every_credential_makes_its_connections(fake: FakeApiServer, client: ApiServer) -> None:
+    fake.fail_next(1, 401, "Unauthorized", "who?")
+    with pytest.raises(WatchDenied):
+        read(client)
+    read(client)
+    assert {("miss",): 2.0} == counted(client, "transport_create_calls_total")
 
 
 def test_a_refused_event_is_an_error(fake: FakeApiServer, client: ApiServer) -> None:

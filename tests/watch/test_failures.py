@@ -6,7 +6,7 @@ import email.utils
 import time
 
 import pytest
-from urllib3.exceptions import ProtocolError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, ProtocolError, SSLError
 
 from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
 from pykubeproxy.model.objects import Kind
@@ -93,3 +93,17 @@ def test_connection_errors_say_what_to_check(error: Exception, word: str) -> Non
     text = explain("list services", SERVER, error)
     assert word in text
     assert SERVER in text
+
+
+@pytest.mark.parametrize(
+    ("error", "given"),
+    [
+        pytest.param(ConnectTimeoutError("timed out"), True, id="nobody answers"),
+        pytest.param(ProtocolError("reset"), False, id="somebody did"),
+    ],
+)
+def test_what_is_known_of_the_address_is_said_where_nobody_answers(
+    error: Exception, given: bool
+) -> None:
+    text = explain("list services", SERVER, error, "give another one")
+    assert given == ("give another one" in text)

@@ -215,3 +215,45 @@ def test_a_malformed_object_on_the_wire_does_not_stop_the_others(
     fake.store.put(json.loads(json.dumps(bad)))
     put(fake, "good")
     sink.wait_until(lambda: {"good"} == sink.names())
+
+
+def test_how_a_watch_does_is_told_when_asked(fake: FakeApiServer, running: Start) -> None:
+    source, sink = running(Kind.SERVICE, Kind.NODE)
+    sink.wait_until(lambda: len(sink.events) >= 2)
+    fake.wait_for_watches(2)
+    age, failures, relists = (measure.read() for measure in source.measures(lambda: 1e12))
+    assert [("nodes",), ("services",)] == sorted(age)
+    assert all(0 < seconds < float("inf") for seconds in age.values())
+    assert {("nodes",): 0.0, ("services",): 0.0} == failures == relists
+
+
+def test_a_watch_that_never_worked_is_infinitely_old(fake: FakeApiServer, running: Start) -> None:
+    fake.forbidden.add("services")
+    source, _ = running(Kind.SERVICE)
+    fake.wait_until(lambda: len(fake.requests) >= 3)
+    age, failures, relists = (measure.read() for measure in source.measures())
+    assert {("services",): float("inf")} == age
+    assert failures["services",] >= 1
+    assert {("services",): 0.0} == relists
+
+
+def test_watches_that_have_not_begun_tell_nothing(client: ApiServer) -> None:
+    source = KubernetesSource(client, "node-0", [Kind.SERVICE])
+    assert [{}, {}, {}] == [measure.read() for measure in source.measures()]
+
+
+def test_a_watch_that_is_open_again_does_not_fail_though_it_says_nothing(
+    fake: FakeApiServer, running: Start
+) -> None:
+    put(fake, "a")
+    source, sink = running(Kind.SERVICE)
+    sink.wait_until(lambda: bool(sink.listings()))
+    fake.wait_for_watches(1)
+    _, failures, _ = source.measures()
+    fake.stop()
+    while not failures.read()["services",]:
+        fake.wait_until(lambda: True)
+    fake.start()
+    fake.wait_for_watches(1)
+    while failures.read()["services",]:
+        fake.wait_until(lambda: True)

@@ -11,7 +11,7 @@ import yaml
 
 from pykubeproxy.errors import ConfigError, WatchDenied
 from pykubeproxy.watch.client import ApiServer
-from pykubeproxy.watch.login import loader_for
+from pykubeproxy.watch.login import advice_in_cluster, loader_for
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -54,6 +54,41 @@ def test_without_both_a_pod_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match="--kubeconfig"):
         loader_for(None, None)()
+
+
+SERVICE = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        pytest.param(
+            SERVICE | {"KUBERNETES_PORT": "tcp://10.96.0.1:443"},
+            "10.96.0.1 is the address of a Service",
+            id="the kubelet's",
+        ),
+        pytest.param(
+            {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_PORT": "tcp://[fd00::1]:443"},
+            "fd00::1 is the address of a Service",
+            id="the kubelet's, IPv6",
+        ),
+        pytest.param(SERVICE, "10.96.0.1 may be the address of a Service", id="half of it"),
+        pytest.param(
+            SERVICE | {"KUBERNETES_PORT": "tcp://[10.96:443"}, "10.96.0.1 may be", id="nonsense"
+        ),
+    ],
+)
+def test_an_unreachable_service_address_has_its_remedy(
+    environment: dict[str, str], words: str
+) -> None:
+    advice = advice_in_cluster(environment)
+    assert words in advice
+    assert "ConfigMap pykubeproxy-api-server" in advice
+
+
+def test_an_address_that_a_manifest_gave_has_none() -> None:
+    given = {"KUBERNETES_SERVICE_HOST": "192.0.2.7", "KUBERNETES_PORT": "tcp://10.96.0.1:443"}
+    assert "" == advice_in_cluster(given)
 
 
 def test_what_is_not_plain_is_read_by_the_package(tmp_path: Path) -> None:

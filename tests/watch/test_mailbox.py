@@ -76,3 +76,12 @@ def test_many_writers_lose_nothing() -> None:
     for writer in range(4):
         mine = [e.key.name for e in events if e.key.name.startswith(f"{writer}-")]
         assert [f"{writer}-{n}" for n in range(200)] == mine
+
+
+def test_an_event_comes_with_the_moment_it_was_put_in() -> None:
+    moments = iter([3.0, 5.0])
+    mailbox = Mailbox(lambda: next(moments))
+    mailbox.put(gone("a"))
+    mailbox.put(gone("b"))
+    assert [(3.0, gone("a")), (5.0, gone("b"))] == mailbox.drain_timed()
+    assert mailbox.drain_timed() == []
