@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Protocol
 
 from bench.cluster import Cluster
@@ -37,6 +38,9 @@ SETTLE_SECONDS = 8.0
 SETTLED_SECONDS, SETTLED_SHARE = 3.0, 0.1
 """It is done with that when it needs less than this share of a processor for so long."""
 IDLE_SECONDS = 10.0
+SCRAPES = 100
+SCRAPE_PAUSE_SECONDS = 0.1
+"""A hundred times as often as Prometheus mostly asks."""
 POLL_SECONDS, START_POLL_SECONDS = 0.003, 0.01
 MOST_SECONDS = 300.0
 """What takes longer has failed."""
@@ -74,13 +78,15 @@ def live(
         kubeconfig = server.write_kubeconfig(directory)
         flags = [
             *("--hostname-override=node", "--cluster-cidr=10.128.0.0/9", "-v=2"),
+            "--conntrack-max-per-core=0",  # belongs to the machine, not to a namespace
             *(f"--kubeconfig={kubeconfig}", f"--state-directory={directory / 'state'}", *flags),
         ]
         cluster = Cluster(server, world)
         cluster.prepare()
         with Daemon(flags, directory / "start.log") as daemon:
             life = _Life(world, cluster, witness, daemon)
-            rows = [*life.start(), *life.changes(), life.additions(), *life.idle(), *while_idle()]
+            rows = [*life.start(), *life.changes(), life.additions(), *life.idle()]
+            rows += [*life.scrapes(), *while_idle()]
         cluster.prepare()
         with Daemon(flags, directory / "restart.log") as daemon:
             daemon.wait_in_sync()
@@ -142,6 +148,32 @@ class _Life:
             Row("CPU when idle", 100 * self._busy(IDLE_SECONDS), unit="%"),
             Row("peak memory until the end", self._daemon.peak_megabytes(), unit="MB"),
         ]
+
+    def scrapes(self) -> list[Row]:
+        """What asking for the metrics costs, and what it costs a change that comes meanwhile."""
+        seconds = []
+        before = self._daemon.cpu_seconds()
+        for _ in range(SCRAPES):
+            started = time.perf_counter()
+            self._daemon.scrape()
+            seconds.append(time.perf_counter() - started)
+        cpu = (self._daemon.cpu_seconds() - before) / SCRAPES
+        row = Row("scrape", percentile(seconds, 0.5), percentile(seconds, 0.99), cpu)
+        if self._world.endpoints > MOST_ENDPOINTS:
+            return [row]
+        done = Event()
+        scraper = Thread(target=self._scrape_until, args=(done,))
+        scraper.start()
+        try:
+            changed = self._several("one endpoint changed, while scraped", CHANGES, self._change)
+        finally:
+            done.set()
+            scraper.join()
+        return [row, changed]
+
+    def _scrape_until(self, done: Event) -> None:
+        while not done.wait(SCRAPE_PAUSE_SECONDS):
+            self._daemon.scrape()
 
     def _busy(self, seconds: float) -> float:
         """The share of a processor that it needs in the next *seconds*."""

@@ -81,6 +81,11 @@ class Daemon:
                     seconds += _cpu_seconds(Path("/proc", pid), 2)
         return seconds
 
+    def scrape(self) -> bytes:
+        """All its metrics, as text."""
+        with urlopen(METRICS, timeout=5) as answer:
+            return bytes(answer.read())
+
     def peak_megabytes(self) -> float:
         """The most memory it ever had, its programs apart."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
@@ -90,8 +95,7 @@ class Daemon:
 
     def _metric(self, name: str, labels: str) -> float:
         try:
-            with urlopen(METRICS, timeout=5) as answer:
-                lines = answer.read().decode().splitlines()
+            lines = self.scrape().decode().splitlines()
         except (URLError, OSError):
             return 0.0  # not up yet
         return sum(

@@ -99,6 +99,7 @@ class Stage:
             f"--proxy-mode={self.mode}",
             *(() if variant == "auto" else (f"--iptables-variant={variant}",)),
             f"--hostname-override={NODE_NAME}",
+            "--conntrack-max-per-core=0",  # belongs to the machine, not to a namespace
             f"--cluster-cidr={CLUSTER_CIDR[4]}",
             f"--manifests={self.manifests}",
             f"--state-directory={self.manifests.parent / 'state'}",

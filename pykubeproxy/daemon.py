@@ -10,9 +10,10 @@ import gc
 import os
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,19 +22,30 @@ from types import FrameType
 
 import structlog
 
-from pykubeproxy import __version__
+from pykubeproxy import KUBERNETES_VERSION, __version__, logs
 from pykubeproxy.backend import Backend, Surroundings
 from pykubeproxy.config import Config
-from pykubeproxy.errors import Unsupported
+from pykubeproxy.configwrite import configz_json, flagz
+from pykubeproxy.errors import ConfigError, HostError, PykubeproxyError, Unsupported
+from pykubeproxy.host import sysctls
 from pykubeproxy.host.beside import Beside
 from pykubeproxy.host.identity import namespace_identity
+from pykubeproxy.host.limits import raise_open_files
 from pykubeproxy.host.nftables import Generations
+from pykubeproxy.host.nodelock import NodeLock, is_free, is_lock_file
+from pykubeproxy.host.process import process_start
 from pykubeproxy.host.state import StateDirectory
+from pykubeproxy.host.sysctls import Parameter
+from pykubeproxy.host.tuning import adjust_oom_score, conntrack_parameters, count_cpus
 from pykubeproxy.iptables import backend as iptables
+from pykubeproxy.iptables.kernel import Runner
 from pykubeproxy.iptables.node import (
     available_tools,
     clean_up,
     detect_variant,
+    find_nftables_leftovers,
+    parameters,
+    plan_removal,
     remembering,
     remove_nftables_leftovers,
 )
@@ -44,19 +56,27 @@ from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.reactions import FlowCleaner, Reactions
-from pykubeproxy.serve.health import HealthServer
+from pykubeproxy.reload import Reload
+from pykubeproxy.serve.health import HEALTH, HealthServer
+from pykubeproxy.serve.pages import Pages
 from pykubeproxy.serve.service_health import ServiceHealth
 from pykubeproxy.serve.status import Status
-from pykubeproxy.supply import Supply
+from pykubeproxy.supply import Opened, Supply
 from pykubeproxy.watch.events import Happening
 from pykubeproxy.watch.mailbox import Mailbox
 
-__all__ = ["cleanup", "run"]
+__all__ = ["RESTART", "cleanup", "initialise", "rehearse", "run"]
 
 log = structlog.get_logger(__name__)
 
+RESTART = -1
+"""No exit status: this process is to begin anew, with what the configuration file says now."""
+
 GARBAGE_THRESHOLD = 50_000
 """Of new objects, between two looks for garbage in cycles."""
+
+LAST_WORDS_SECONDS = 2.0
+"""How long an Event that tells why the process ends may take to be posted."""
 
 RECHECK_SECONDS = 1.0
 """How long after ipvs mode was found impossible it is looked at again."""
@@ -76,14 +96,16 @@ BACKENDS: Mapping[str, Callable[[Surroundings], Backend]] = {
 }
 
 
-def run(config: Config, supply: Supply) -> int:
-    """Serve until SIGTERM or SIGINT; rules stay in place. Returns the exit status.
+def run(config: Config, supply: Supply, reload: Reload | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; rules stay in place. Returns the exit status or `RESTART`.
 
-    *supply* has been started, and is stopped here.
+    *supply* has been started, and is stopped here. *reload* follows the configuration file, if
+    there is one.
 
     Raises:
         ConfigError, HostError: what is missing to start; nothing was written then.
     """
+    failures: list[PykubeproxyError] = []
     # A start makes a million objects that stay, and no cycles to speak of: looking for some at
     # the usual pace takes 8 % of it.
     gc.set_threshold(GARBAGE_THRESHOLD)
@@ -91,26 +113,81 @@ def run(config: Config, supply: Supply) -> int:
     with _EndRequests() as end, _watched_threads(end.ask) as deaths, ExitStack() as parts:
         parts.callback(supply.stop)
         try:
-            loop = _build(config, supply, stop, parts)
+            loop = _build(config, supply, stop, parts, reload)
         except _EndedEarly:
             log.info("stopped while starting; nothing was written")
             return 0
         end.interrupts = False
-        sync = Thread(target=loop.run, name="sync", daemon=True)
+        sync = Thread(target=_sync, args=(loop, failures, end.ask), name="sync", daemon=True)
         sync.start()
         parts.callback(_end_sync, sync, stop, supply.mailbox)
+        if reload is not None:
+            reload.start(end.ask)
+            parts.callback(reload.stop)
         end.wait()
+    if failures:
+        raise failures[0]
     log.info("stopped; rules stay in place")
-    return 1 if deaths else 0
+    if deaths:
+        return 1
+    # A signal that came meanwhile is heard: it asked for the end and not for another beginning.
+    return RESTART if reload is not None and reload.wanted and not end.signalled else 0
+
+
+def initialise(config: Config) -> int:
+    """Do all that takes more than the right to change rules, and no more; returns the exit status.
+
+    After that, a process that has only NET_ADMIN (and NET_RAW, for iptables-legacy), without a
+    writable /proc/sys, can do the rest. No API is asked: nothing in here depends on an object.
+
+    Raises:
+        HostError: a kernel parameter is refused, or the mode cannot run on this node.
+    """
+    log.info("initialising", version=__version__, mode=config.mode)
+    ask = remembering()
+    # What is asked here loads the kernel modules that it needs.
+    tools = _find_tools(config, ask)
+    mode, _ = _choose_mode(config, tools)
+    sysctls.ensure(_parameters(mode, config, tools), sysctls.load_module)
+    log.info("initialised", mode=mode)
+    return 0
+
+
+def rehearse(config: Config) -> None:
+    """Look at what a start with *config* would end at on this node, and change nothing.
+
+    Raises:
+        ConfigError, HostError: what is missing.
+    """
+    if config.kubeconfig:
+        try:
+            Path(config.kubeconfig).open("rb").close()
+        except OSError as error:
+            problem = f"cannot read {config.kubeconfig}: {error.strerror}"
+            raise ConfigError("clientConnection.kubeconfig", problem) from error
+    tools = _find_tools(config, remembering())
+    mode, _ = _choose_mode(config, tools)
+    refusals = sysctls.foresee(_parameters(mode, config, tools))
+    if refusals:
+        raise sysctls.complain(refusals)
 
 
 def cleanup(config: Config) -> int:
     """Remove all that any mode made, in both iptables variants and families.
 
+    With ``config.dry_run`` only say what that would be, a thing per line on standard output.
     Returns the exit status.
     """
     from pykubeproxy.ipvs import leftovers
 
+    if config.dry_run:
+        return _show_cleanup(config)
+    lock = _node_lock(config, namespace_identity())
+    if lock is not None and not lock.is_free:
+        log.warning(
+            "a pykubeproxy runs on this node and will write its rules again; end it first",
+            holder=lock.holder(),
+        )
     removed, problems = clean_up()
     for table in remove_nftables_leftovers():
         removed[table] = 1
@@ -120,7 +197,9 @@ def cleanup(config: Config) -> int:
     problems += servers.problems
     state = _state(config)
     if state is not None:
-        state.clear(iptables.is_state_file)
+        count = state.clear(partial(_is_removable, state))
+        if count:
+            removed["files in the state directory"] = count
     for program, count in removed.items():
         log.info("removed", what=program, count=count)
     if not removed:
@@ -130,28 +209,57 @@ def cleanup(config: Config) -> int:
     return 1 if problems else 0
 
 
+def _show_cleanup(config: Config) -> int:
+    from pykubeproxy.ipvs import leftovers
+
+    removals, problems = plan_removal()
+    lines = [line for removal in removals for line in removal.described]
+    lines += [f"nftables: table {family} {name}" for family, name in find_nftables_leftovers()]
+    servers, more_problems = leftovers.plan_removal(config.ipvs.exclude_cidrs)
+    lines += servers
+    state = _state(config)
+    if state is not None:
+        lines += [f"file {path}" for path in state.files(partial(_is_removable, state))]
+    sys.stdout.writelines(f"{line}\n" for line in lines or ["nothing of ours was found"])
+    for problem in problems + more_problems:
+        log.error("not looked at", reason=problem)
+    return 1 if problems or more_problems else 0
+
+
+def _is_removable(state: StateDirectory, name: str) -> bool:
+    """A lock that a daemon has is its own, also while what it made is removed."""
+    return iptables.is_state_file(name) or (is_lock_file(name) and is_free(state.path / name))
+
+
 # --- building ---
 
 
-def _build(config: Config, supply: Supply, stop: Event, parts: ExitStack) -> SyncLoop:
+def _build(
+    config: Config, supply: Supply, stop: Event, parts: ExitStack, reload: Reload | None
+) -> SyncLoop:
     """Make and start everything but the sync thread; *parts* ends it in reverse order.
 
     The programs that are asked here run while *supply* is still being opened.
     """
     log.info("starting", version=__version__, mode=config.mode, node=supply.node_name)
     for notice in config.notices:
-        log.info("notice", text=notice)
+        log.warning("notice", text=notice)
+    place = namespace_identity()
+    _wait_for_predecessor(config, place, parts)
+    adjust_oom_score(config.oom_score_adj)
     ask = remembering()
-    verdict = detect_variant(config.iptables_variant, ask)
-    log.info("iptables variant", variant=verdict.variant.value, reason=verdict.reason)
-    tools = available_tools(verdict.variant, ask)
+    tools = _find_tools(config, ask)
     mode, why_not = _choose_mode(config, tools)
-    metrics = Metrics()
+    sysctls.ensure(_parameters(mode, config, tools), sysctls.load_module)
+    metrics = Metrics(mode)
     metrics.runs_in_mode(mode, config.mode)
+    metrics.features(config.feature_gates)
+    if reload is not None:
+        reload.tell_valid = metrics.config_file_valid
     opened = supply.wait()
+    metrics.follow(*opened.measures)
     suspicions = Suspicions(supply.mailbox)
     beside = Beside()
-    place = namespace_identity()
     around = Surroundings(
         *(config, tools, ask, metrics, suspicions, time.monotonic, stop),
         beside=beside.run,
@@ -165,15 +273,17 @@ def _build(config: Config, supply: Supply, stop: Event, parts: ExitStack) -> Syn
     if config.manifests:
         # Without an API there need be no Node object that could make this node ineligible.
         status = Status(status.stale_after_seconds, node_eligible=True)
+    pages = _pages(mode, config, metrics)
     health = HealthServer(
         status,
-        metrics.registry,
-        mode,
+        pages,
         config.healthz_address,
         config.metrics_address,
         config.bind_address_hard_fail,
         metrics.health_answered,
+        on_failure=partial(_cannot_listen, opened),
     )
+    raise_open_files()
     health.start()
     parts.callback(health.stop)
     cleaner = FlowCleaner(metrics, time.monotonic)
@@ -203,7 +313,10 @@ def _build(config: Config, supply: Supply, stop: Event, parts: ExitStack) -> Syn
         stop,
         suspicions,
         beside.run,
+        began=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
     )
+    metrics.follow_changes(loop.oldest_changes, time.monotonic)
+    pages.set_verbosity = partial(_set_verbosity, config, loop)
     parts.callback(backend.close)
     backend.start(loop.addresses_changed)
     opened.record(Happening("Starting", "StartKubeProxy", warning=False))
@@ -214,6 +327,37 @@ def _build(config: Config, supply: Supply, stop: Event, parts: ExitStack) -> Syn
 
 def _state(config: Config) -> StateDirectory | None:
     return StateDirectory(Path(config.state_directory)) if config.state_directory else None
+
+
+def _wait_for_predecessor(config: Config, place: tuple[str, str] | None, parts: ExitStack) -> None:
+    """Wait until no other daemon of ours serves this network namespace."""
+    lock = _node_lock(config, place)
+    if lock is not None:
+        lock.wait(time.sleep, time.monotonic)
+        parts.callback(lock.release)
+
+
+def _node_lock(config: Config, place: tuple[str, str] | None) -> NodeLock | None:
+    if not config.state_directory or place is None:
+        return None
+    return NodeLock(Path(config.state_directory), place[1])
+
+
+def _find_tools(config: Config, ask: Runner) -> Mapping[Family, Tools]:
+    """Raises Unsupported where there is no iptables that works."""
+    verdict = detect_variant(config.iptables_variant, ask)
+    log.info("iptables variant", variant=verdict.variant.value, reason=verdict.reason)
+    return available_tools(verdict.variant, ask)
+
+
+def _parameters(mode: str, config: Config, families: Iterable[Family]) -> list[Parameter]:
+    """All kernel parameters that *mode* needs, in the order in which they are to be set."""
+    wanted = conntrack_parameters(config.conntrack, count_cpus())
+    if mode != "ipvs":
+        return [*wanted, *parameters(config, families)]
+    from pykubeproxy.ipvs import node
+
+    return [*wanted, *node.parameters(config.ipvs.strict_arp)]
 
 
 def _choose_mode(config: Config, tools: Mapping[Family, Tools]) -> tuple[str, str]:
@@ -268,6 +412,34 @@ def _remove_other_modes(mode: str, config: Config, stop: Event) -> None:
         log.warning("left by ipvs mode, not removed", reason=problem)
 
 
+def _pages(mode: str, config: Config, metrics: Metrics) -> Pages:
+    return Pages(
+        metrics.registry,
+        mode,
+        version=__version__,
+        emulated_version=KUBERNETES_VERSION.rpartition(".")[0],
+        started_unix_seconds=process_start(),
+        configz=configz_json(config),
+        flags=flagz(config),
+        has_flagz=config.feature_gates["ComponentFlagz"],
+        has_statusz=config.feature_gates["ComponentStatusz"],
+        profiling=config.profiling,
+    )
+
+
+def _set_verbosity(config: Config, loop: SyncLoop, verbosity: int) -> None:
+    log.info("verbosity set", verbosity=verbosity)
+    logs.configure(config.log_format, verbosity)
+    loop.verbosity = verbosity
+
+
+def _cannot_listen(opened: Opened, server: str, reason: str) -> None:
+    """The process ends now, so the Event has to be posted before."""
+    what = "ProxierHealthcheck" if server == HEALTH else "MetricServer"
+    opened.record(Happening(f"FailedToStart{what}", "StartKubeProxy", reason))
+    opened.flush(LAST_WORDS_SECONDS)
+
+
 def _open_ports(
     health: HealthServer, context: NodeContext, refused: Callable[[ServiceKey, int, str], None]
 ) -> ServiceHealth:
@@ -306,6 +478,15 @@ def _watched_threads(ask_to_end: Callable[[], None]) -> Iterator[list[str]]:
         yield deaths
     finally:
         threading.excepthook = before
+
+
+def _sync(loop: SyncLoop, failures: list[PykubeproxyError], ask_to_end: Callable[[], None]) -> None:
+    """The sync thread. What it cannot serve is no bug: the main thread says so and ends."""
+    try:
+        loop.run()
+    except (ConfigError, HostError) as error:
+        failures.append(error)
+        ask_to_end()
 
 
 def _end_sync(thread: Thread, stop: Event, mailbox: Mailbox) -> None:
@@ -356,6 +537,11 @@ class _EndRequests:
             os._exit(128 + number)
         if self.interrupts:
             raise _EndedEarly
+
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal came."""
+        return self._asked > 0
 
     def ask(self) -> None:
         """End the wait; from any thread."""

@@ -15,16 +15,19 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 from msgspec import Struct
 
-from pykubeproxy.config import Config, DetectLocalMode
-from pykubeproxy.errors import HostError
+from pykubeproxy.config import Config
+from pykubeproxy.errors import ConfigError, HostError
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
-from pykubeproxy.model.objects import Kind, Node, ServiceKey
+from pykubeproxy.model.objects import EndpointSlice, Kind, Node, ServiceKey
+from pykubeproxy.sync.backlog import Backlog
 from pykubeproxy.sync.context import describe_node
+from pykubeproxy.sync.nodewait import NODE_SECONDS, NodeWait, Waiting
 from pykubeproxy.sync.outcome import Dataplane, is_leftover
 from pykubeproxy.sync.pacer import Pacer
 from pykubeproxy.sync.reconciler import Reconciler, Report
-from pykubeproxy.sync.store import Store, Touched
+from pykubeproxy.sync.store import Arrivals, Store, Touched
+from pykubeproxy.sync.suitability import Doubt, cluster_cidr_mismatch, doubts, primary_family
 from pykubeproxy.watch.mailbox import Mailbox
 from pykubeproxy.watch.source import Event, Gone, Put, Replaced
 
@@ -48,8 +51,19 @@ PATIENCE_SECONDS = 10.0
 class Listener(Protocol):
     """Hears what happened; called on the sync thread."""
 
-    def received(self, event: Event) -> None:
-        """An object arrived."""
+    def started(self, families: Sequence[Family]) -> None:
+        """The loop begins; nothing has been written yet."""
+
+    def received(
+        self, arrivals: Arrivals, families: Sequence[Family], changed_services: int
+    ) -> None:
+        """Objects arrived for these families; so many Services differ from what was taken last."""
+
+    def lacking(self, kinds: Sequence[Kind]) -> None:
+        """First lists of these kinds have not come yet; told until there are none."""
+
+    def syncing(self) -> None:
+        """A pass of every family begins; it has taken all that arrived."""
 
     def node_described(self, contexts: Mapping[Family, NodeContext]) -> None:
         """What this node is became known, before the first pass, or changed."""
@@ -57,14 +71,17 @@ class Listener(Protocol):
     def node_changed(self, node: Node | None) -> None:
         """The own Node was seen first, or changed."""
 
+    def mismatched(self, note: str) -> None:
+        """The configured cluster CIDR does not fit the podCIDRs of this node."""
+
     def requested(self, families: Iterable[Family]) -> None:
         """A change waits to be written."""
 
     def synced(self, reconciler: Reconciler[Any, Any], report: Report, seconds: float) -> None:
         """A pass of one family ended, well or not."""
 
-    def repairing(self, family: Family) -> None:
-        """Somebody flushed our rules; they are being written again."""
+    def repairing(self, family: Family, *, edited: bool) -> None:
+        """Somebody flushed our rules, or *edited* them; they are being written again."""
 
 
 class FamilyProxy(Struct, Generic[K, V], frozen=True):
@@ -114,9 +131,14 @@ class SyncLoop:
         stop: StopEvent,
         suspicions: Suspicions | None = None,
         beside: Callable[[Callable[[], None]], None] = lambda job: job(),
+        began: str = "",
     ) -> None:
-        """*beside* runs slow looks at the kernel, one at a time, on a thread of their own."""
+        """*beside* runs slow looks at the kernel, one at a time, on a thread of their own.
+
+        *began* is for `Store`.
+        """
         self._config = config
+        self.verbosity = config.verbosity  # may change
         self._node_name = node_name
         self._kinds = kinds
         self._mailbox = mailbox
@@ -124,7 +146,7 @@ class SyncLoop:
         self._listener = listener
         self._clock = clock
         self._stop = stop
-        self._store = Store()
+        self._store = Store(began)
         self._pacer = Pacer(config.min_sync_period_seconds, config.sync_period_seconds)
         self._contexts: dict[Family, NodeContext] = {}
         self._contexts_stale = True
@@ -140,14 +162,27 @@ class SyncLoop:
         self._verdicts: deque[tuple[FamilyProxy[Any, Any], bool | None, bool]] = deque()
         self._tend_at: float | None = None
         self._suspicions = suspicions or Suspicions(mailbox)
+        self._serves = tuple(proxy.family for proxy in families)
+        self._backlogs = {family: Backlog() for family in self._serves}
         self._complain_at = self._clock() + PATIENCE_SECONDS
+        self._node_wait = NodeWait(config, node_name)
+        self._waiting: Waiting | None = None
+        self._doubted: set[str] = set()
+        self._mismatch: tuple[str, ...] = ()
 
     def addresses_changed(self) -> None:
         """Look at the node's addresses again; from any thread."""
         self._contexts_stale = True
         self._mailbox.wake()
 
+    def oldest_changes(self) -> dict[Family, float | None]:
+        """When the oldest change came that the kernel does not have yet; from any thread."""
+        return {family: backlog.oldest for family, backlog in self._backlogs.items()}
+
     def run(self) -> None:
+        """Raises ConfigError or HostError where this node cannot be served as configured."""
+        self._listener.started(self._serves)
+        self._listener.lacking(sorted(self._kinds - self._store.complete))
         while not self._stop.is_set():
             self._mailbox.wait(self._next_wait())
             if not self._stop.is_set():
@@ -156,7 +191,7 @@ class SyncLoop:
 
     def step(self) -> None:
         """Do all that is due now."""
-        self._receive(self._mailbox.drain())
+        self._receive(self._mailbox.drain_timed())
         now = self._clock()
         if not self._ready and not self._become_ready(now):
             return
@@ -174,16 +209,26 @@ class SyncLoop:
 
     # --- receiving ---
 
-    def _receive(self, events: Iterable[Event]) -> None:
-        for event in events:
-            self._listener.received(event)
+    def _receive(self, events: Sequence[tuple[float, Event]]) -> None:
+        for moment, event in events:
+            before = self._store.changes
             match event:
                 case Put(_, obj):
                     self._store.put(obj)
                 case Gone(kind, key):
                     self._store.drop(kind, key)
+                    if kind is Kind.NODE:
+                        log.warning("the Node object is gone, what it told stays", node=key.name)
                 case Replaced(kind, objects, unreadable):
                     self._store.replace(kind, objects, unreadable)
+            if self._store.changes != before:
+                for family in self._concerned(event):
+                    self._backlogs[family].arrived(moment)
+        if events:
+            arrivals = self._store.take_arrivals()
+            self._listener.received(arrivals, self._serves, self._store.changed_services)
+            if not self._ready:
+                self._listener.lacking(sorted(self._kinds - self._store.complete))
         if self._store.has_touched:
             if self._store.node_touched:
                 self._contexts_stale = True
@@ -191,36 +236,85 @@ class SyncLoop:
             if self._ready:
                 self._request()
 
+    def _concerned(self, event: Event) -> tuple[Family, ...]:
+        """The families in which an event may change anything."""
+        if isinstance(event, Put) and isinstance(event.object, EndpointSlice):
+            return tuple(f for f in self._serves if f == event.object.address_type)
+        return self._serves
+
     def _request(self) -> None:
         self._pacer.request(self._clock())
         self._listener.requested(proxy.family for proxy in self._families)
 
     def _become_ready(self, now: float) -> bool:
-        """Nothing is written before everything is known: half a picture would break Services."""
+        """Nothing is written before everything is known: half a picture would break Services.
+
+        Raises:
+            ConfigError, NodeTimeout: this node cannot be served as configured.
+        """
         missing: list[str] = sorted(self._kinds - self._store.complete)
         node = self._store.node
-        if not missing and self._config.detect_local_mode is DetectLocalMode.NODE_CIDR:
-            if node is None:
-                missing = [f"Node {self._node_name}"]
-            elif not node.spec.pod_cidrs:
-                missing = [f"podCIDRs of Node {self._node_name}"]
+        # Its time runs from the first list of Nodes on, whatever else is missing.
+        waiting = None if Kind.NODE in missing else self._node_wait.look(now, node)
+        before, self._waiting = self._waiting, waiting
         if missing:
             if now >= self._complain_at:
                 self._complain_at = now + PATIENCE_SECONDS
                 log.warning("nothing written yet, still waiting for", missing=", ".join(missing))
             return False
-        if node is None and not self._config.manifests:
-            log.warning(
-                "no Node object with this name: no zone, no node address; "
-                "topology hints and source ranges that cover this node count once it appears",
-                node=self._node_name,
+        if waiting is not None:
+            if now >= self._complain_at or waiting != before:
+                self._complain_at = now + PATIENCE_SECONDS
+                log.warning(
+                    "nothing written yet, waiting for what this node is",
+                    missing=waiting.missing,
+                    reason=waiting.reason,
+                    seconds_left=None if waiting.until is None else round(waiting.until - now),
+                )
+            return False
+        if (left := self._node_wait.lacking(node)) is not None:
+            log.error(
+                "going on without what is missing; zone and addresses of this node count as soon "
+                "as it tells them",
+                missing=left.missing,
+                reason=left.reason,
+                waited_seconds=NODE_SECONDS,
             )
+        for doubt in self._doubts():
+            if doubt.fatal:
+                raise ConfigError(doubt.where, doubt.text)
+        log.info("serving", families=", ".join(self._serves), primary=self._primary().value)
         self._ready = True
         self._pacer.request(now)
         return True
 
+    def _doubts(self) -> list[Doubt]:
+        return doubts(self._config, self._store.node, self._primary(), self._serves)
+
+    def _primary(self) -> Family:
+        known = primary_family(self._config, self._store.node)
+        # Without an API nobody has to say which family is the first.
+        return known or (self._serves[0] if self._config.manifests else Family.IPV4)
+
+    def _compare_with_node(self) -> None:
+        """Say what of the configuration does not suit this node; each once, while it is so."""
+        found = {doubt.text for doubt in self._doubts()}
+        for text in sorted(found - self._doubted):
+            log.warning("configuration may be incomplete or incorrect", reason=text)
+        self._doubted = found
+        mismatch = cluster_cidr_mismatch(self._config, self._store.node)
+        if mismatch == self._mismatch:
+            return
+        self._mismatch = mismatch
+        for text in mismatch:
+            log.warning("clusterCIDR and podCIDRs do not fit", reason=text)
+            self._listener.mismatched(text)
+        if not mismatch:
+            log.info("clusterCIDR and podCIDRs fit now")
+
     def _refresh_contexts(self) -> None:
         self._contexts_stale = False
+        self._compare_with_node()
         for proxy in self._families:
             addresses: Iterable[str] = ()
             if proxy.addresses is not None:
@@ -252,6 +346,7 @@ class SyncLoop:
         started = self._clock()
         self._said.clear()
         touched = self._store.take()
+        self._listener.syncing()
         succeeded = True
         for proxy in self._families:
             succeeded = self._sync_family(proxy, touched) and succeeded
@@ -275,7 +370,10 @@ class SyncLoop:
         except HostError as error:
             # What was decided is in the tracker, so nothing is lost; only writing waits.
             report = Report(proxy.family, succeeded=False, detail=str(error))
-        seconds = self._clock() - started
+        ended = self._clock()
+        seconds = ended - started
+        if report.succeeded:
+            report.waited = self._backlogs[proxy.family].landed(ended)
         self._tell(report, seconds)
         self._listener.synced(proxy.reconciler, report, seconds)
         return report.succeeded
@@ -314,7 +412,7 @@ class SyncLoop:
         elif self._failing.get(report.family) != report.detail:
             self._failing[report.family] = report.detail
             log.error("sync failed, will be tried again", family=family, reason=report.detail)
-        if self._config.verbosity >= 2 and (report.changed or report.observed):
+        if self.verbosity >= 2 and (report.changed or report.observed):
             log.info(
                 "synced",
                 family=family,
@@ -352,7 +450,8 @@ class SyncLoop:
                 "our rules were flushed by somebody else, writing them again",
                 family=proxy.family.value,
             )
-            self._listener.repairing(proxy.family)
+            self._backlogs[proxy.family].broken(now)
+            self._listener.repairing(proxy.family, edited=False)
             proxy.reconciler.distrust()
             # At once: Services do not work now. A failure is then retried like any other.
             self._pacer.urge(now)
@@ -398,8 +497,10 @@ class SyncLoop:
                 log.warning(
                     "somebody edited our rules, writing them again", family=proxy.family.value
                 )
-                self._listener.repairing(proxy.family)
-                self._pacer.urge(self._clock())
+                now = self._clock()
+                self._backlogs[proxy.family].broken(now)
+                self._listener.repairing(proxy.family, edited=True)
+                self._pacer.urge(now)
             elif verdict is None and self._learn_at is None:
                 pause = UNQUIET_SECONDS if failed else QUIET_SECONDS
                 self._learn_at = self._clock() + pause
@@ -415,7 +516,8 @@ class SyncLoop:
     def _next_wait(self) -> float | None:
         now = self._clock()
         if not self._ready:
-            return max(0.0, self._complain_at - now)
+            until = self._waiting.until if self._waiting else None
+            return max(0.0, min(self._complain_at, until or self._complain_at) - now)
         moments = [
             *(self._probe_at, self._pacer.next_at, self._learn_at, self._tend_at),
             self._verify_at,

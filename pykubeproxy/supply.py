@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from pykubeproxy.config import Config
 from pykubeproxy.errors import ConfigError
+from pykubeproxy.measures import Measure
 from pykubeproxy.model.objects import Kind
 from pykubeproxy.watch.events import EventRecorder, Happening
 from pykubeproxy.watch.mailbox import Mailbox
@@ -36,10 +37,14 @@ TURN_SECONDS = 0.2
 
 
 class Opened(Struct, frozen=True):
-    """A source, and who posts Events about its objects (nobody without an API server)."""
+    """A source, and who posts Events about its objects (nobody without an API server).
+
+    ``measures`` tell how the conversation with the API server goes.
+    """
 
     source: Source
     recorder: EventRecorder | None = None
+    measures: tuple[Measure, ...] = ()
 
     def record(self, happening: Happening) -> None:
         """Post an Event where there is an API, else log it; never waits, any thread."""
@@ -47,6 +52,11 @@ class Opened(Struct, frozen=True):
             self.recorder.record(happening)
         else:
             log.debug("event", reason=happening.reason, note=happening.note)
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what was recorded is posted, but not longer: an end is under way."""
+        if self.recorder is not None:
+            self.recorder.flush(seconds)
 
 
 class Supply:
@@ -138,4 +148,6 @@ def _open_source(config: Config, name: str) -> Opened:
     client = ApiServer.from_flags(config.kubeconfig or None, config.master or None)
     log.info("API server", url=client.server)
     recorder = EventRecorder(client, name, platform.node())
-    return Opened(KubernetesSource(client, name, WATCHED), recorder)
+    source = KubernetesSource(client, name, WATCHED)
+    measures = (*client.requests.measures(), *source.measures(), *recorder.measures())
+    return Opened(source, recorder, measures)

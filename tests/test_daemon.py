@@ -11,7 +11,12 @@ import pytest
 from pykubeproxy import daemon
 from pykubeproxy.backend import Backend
 from pykubeproxy.config import Config, IpvsConfig
-from pykubeproxy.errors import ConfigError, Unsupported
+from pykubeproxy.errors import ConfigError, HostError, NodeTimeout, Unsupported
+from pykubeproxy.host import sysctls
+from pykubeproxy.host.nodelock import NodeLock
+from pykubeproxy.host.sysctls import Parameter
+from pykubeproxy.host.tuning import HASH_SIZE, MAX
+from pykubeproxy.iptables import node
 from pykubeproxy.iptables.node import Removed
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant, Verdict
@@ -22,6 +27,40 @@ from pykubeproxy.supply import WATCHED, Opened, Supply
 
 TOOLS = {Family.IPV4: Tools(Family.IPV4, Variant.NFT)}
 NO_IPVS = Problem("the kernel has no IPVS", ("ip_vs", "ip_vs_rr"))
+
+
+@pytest.fixture(autouse=True)
+def parameters(tmp_path_factory, monkeypatch):
+    """A /proc/sys and a /sys of its own, with what any mode sets, all of it 0; no state."""
+    monkeypatch.setattr(daemon, "namespace_identity", lambda: None)
+    root = tmp_path_factory.mktemp("node")
+    monkeypatch.setattr(sysctls, "ROOT", root / "proc/sys")
+    monkeypatch.setattr(sysctls, "SYS", root / "sys")
+    monkeypatch.setattr(sysctls, "load_module", lambda name: False)
+    for name in PARAMETERS:
+        path = Parameter(name, 0).path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0\n")
+    return root
+
+
+CONNTRACK = "net/netfilter/nf_conntrack_"
+VS = "net/ipv4/vs/"
+PARAMETERS = (
+    MAX,
+    HASH_SIZE,
+    *(CONNTRACK + name for name in ("tcp_timeout_established", "tcp_timeout_close_wait")),
+    *(VS + name for name in ("conntrack", "expire_nodest_conn", "expire_quiescent_template")),
+    f"{VS}conn_reuse_mode",
+    "net/ipv4/ip_forward",
+    "net/ipv4/conf/all/route_localnet",
+)
+
+
+def values():
+    """What the kernel parameters are now, where that is not 0."""
+    found = {name: int(Parameter(name, 0).path.read_text()) for name in PARAMETERS}
+    return {name: value for name, value in found.items() if value}
 
 
 # --- cleaning up ---
@@ -74,10 +113,182 @@ def test_cleanup_removes_rules_before_the_sets_that_they_ask(cleaners):
 
 
 def test_cleanup_forgets_what_was_written(cleaners, tmp_path):
-    (tmp_path / "iptables-IPv4-nft-cookie-1").touch()
-    (tmp_path / "theirs").touch()
+    for name in ("iptables-IPv4-nft-cookie-1", "lock-cookie-1", "theirs"):
+        (tmp_path / name).touch()
     daemon.cleanup(Config(state_directory=str(tmp_path)))
     assert ["theirs"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_cleanup_says_that_a_daemon_is_running_and_leaves_it_its_lock(
+    cleaners, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(daemon, "namespace_identity", lambda: ("boot", "cookie-1"))
+    lock = NodeLock(tmp_path, "cookie-1")
+    assert lock.take()
+    daemon.cleanup(Config(state_directory=str(tmp_path)))
+    assert ["lock-cookie-1"] == [path.name for path in tmp_path.iterdir()]
+    assert "will write its rules again" in capsys.readouterr().out
+    lock.release()
+
+
+def planned(monkeypatch, rules=(), tables=(), servers=(), problems=()):
+    removal = node.Removal(TOOLS[Family.IPV4], "nat", (), tuple(rules))
+    monkeypatch.setattr(daemon, "plan_removal", lambda: ([removal], list(problems)))
+    monkeypatch.setattr(daemon, "find_nftables_leftovers", lambda: list(tables))
+    plan = (list(servers), [])
+    monkeypatch.setattr("pykubeproxy.ipvs.leftovers.plan_removal", lambda exclude_cidrs: plan)
+
+
+def test_a_dry_run_lists_all_and_removes_nothing(cleaners, monkeypatch, tmp_path, capsys):
+    (tmp_path / "iptables-IPv4-nft-cookie-1").touch()
+    planned(
+        monkeypatch,
+        rules=[("KUBE-SERVICES", 3)],
+        tables=[("ip6", "kube-proxy")],
+        servers=["virtual server tcp 10.96.0.1:80", "device kube-ipvs0"],
+    )
+    assert 0 == daemon.cleanup(Config(dry_run=True, state_directory=str(tmp_path)))
+    assert [
+        "iptables-nft, table nat: chain KUBE-SERVICES with 3 rules",
+        "nftables: table ip6 kube-proxy",
+        "virtual server tcp 10.96.0.1:80",
+        "device kube-ipvs0",
+        f"file {tmp_path}/iptables-IPv4-nft-cookie-1",
+    ] == capsys.readouterr().out.splitlines()
+    assert [] == cleaners.calls
+    assert (tmp_path / "iptables-IPv4-nft-cookie-1").exists()
+
+
+def test_a_dry_run_on_a_clean_node_says_so(cleaners, monkeypatch, capsys):
+    planned(monkeypatch)
+    assert 0 == daemon.cleanup(Config(dry_run=True, state_directory=""))
+    assert ["nothing of ours was found"] == capsys.readouterr().out.splitlines()
+
+
+def test_a_dry_run_that_could_not_see_everything_fails(cleaners, monkeypatch):
+    planned(monkeypatch, problems=["iptables-nft-save: Permission denied"])
+    assert 1 == daemon.cleanup(Config(dry_run=True, state_directory=""))
+
+
+# --- initialising ---
+
+
+@pytest.fixture
+def capable(monkeypatch):
+    """A node that can run either mode."""
+    monkeypatch.setattr(daemon, "detect_variant", lambda *_: Verdict(Variant.NFT, "a test"))
+    monkeypatch.setattr(daemon, "available_tools", lambda *_: TOOLS)
+    monkeypatch.setattr("pykubeproxy.ipvs.node.find_problems", lambda *_: [])
+    monkeypatch.setattr("platform.release", lambda: "6.1.0")
+    monkeypatch.setattr(daemon, "count_cpus", lambda: 2)
+
+
+SIZES = {
+    MAX: 131072,
+    HASH_SIZE: 32768,
+    f"{CONNTRACK}tcp_timeout_established": 86400,
+    f"{CONNTRACK}tcp_timeout_close_wait": 3600,
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        pytest.param("iptables", {"net/ipv4/conf/all/route_localnet": 1}, id="iptables"),
+        pytest.param(
+            "ipvs",
+            {
+                f"{VS}conntrack": 1,
+                f"{VS}expire_nodest_conn": 1,
+                f"{VS}expire_quiescent_template": 1,
+                "net/ipv4/ip_forward": 1,
+            },
+            id="ipvs",
+        ),
+    ],
+)
+def test_initialising_sets_the_parameters_of_the_mode(capable, mode, expected):
+    assert 0 == daemon.initialise(Config(mode=mode))
+    assert SIZES | expected == values()
+
+
+def test_initialising_for_a_mode_that_will_not_run_is_for_the_other(capable, monkeypatch):
+    monkeypatch.setattr("pykubeproxy.ipvs.node.find_problems", lambda *_: [NO_IPVS])
+    monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
+    assert 0 == daemon.initialise(Config(mode="ipvs"))
+    assert SIZES | {"net/ipv4/conf/all/route_localnet": 1} == values()
+
+
+def test_all_parameters_that_cannot_be_set_are_one_error(capable):
+    for name in (MAX, "net/ipv4/conf/all/route_localnet"):
+        path = Parameter(name, 0).path
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(HostError) as refused:
+        daemon.initialise(Config())
+    assert "net.netfilter.nf_conntrack_max=131072" in str(refused.value)
+    assert "net.ipv4.conf.all.route_localnet=1" in str(refused.value)
+
+
+def test_a_start_without_an_init_container_says_what_it_misses_before_it_writes(
+    capable, monkeypatch
+):
+    monkeypatch.setattr(daemon, "BACKENDS", {})  # would fail if it were reached
+    path = Parameter("net/ipv4/conf/all/route_localnet", 0).path
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(HostError, match=r"route_localnet.*--init-only"):
+        daemon.run(Config(state_directory=""), supplied())
+
+
+# --- one at a time ---
+
+
+def test_a_second_daemon_waits_for_the_end_of_the_first(capable, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(daemon, "namespace_identity", lambda: ("boot", "cookie-1"))
+    first = NodeLock(tmp_path, "cookie-1")
+    first.take()
+    # What the second asks of the node once it goes on.
+    seen = []
+    monkeypatch.setattr(daemon, "detect_variant", lambda *_: seen.append(first.is_free) or GO_ON)
+    monkeypatch.setattr(daemon, "BACKENDS", {})
+    monkeypatch.setattr(daemon.time, "sleep", lambda seconds: first.release())
+    with pytest.raises(KeyError), ExitStack() as parts:
+        daemon._build(Config(state_directory=str(tmp_path)), supplied(), Event(), parts, None)
+    assert [False] == seen, "it had the lock itself by then"
+    assert first.is_free, "and let it go at the end"
+    assert "waiting for its end" in capsys.readouterr().out
+
+
+GO_ON = Verdict(Variant.NFT, "a test")
+
+
+# --- the end ---
+
+
+def loop_that(monkeypatch, error):
+    """Have the sync thread end by *error*."""
+
+    class Loop:
+        def run(self):
+            raise error
+
+    monkeypatch.setattr(daemon, "_build", lambda *_: Loop())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NodeTimeout('timeout waiting for PodCIDR allocation on node "n"'),
+        ConfigError("clusterCIDR", "cluster is IPv4-only"),
+    ],
+    ids=["no podCIDRs", "wrong family"],
+)
+def test_what_a_node_cannot_be_served_for_ends_the_run_and_is_told(monkeypatch, error, capsys):
+    loop_that(monkeypatch, error)
+    with pytest.raises(type(error), match=str(error)):
+        daemon.run(Config(), supplied())
+    assert "this is a bug" not in capsys.readouterr().out
 
 
 # --- starting ---
@@ -230,7 +441,7 @@ def test_a_fallback_is_told_by_an_event_and_a_metric(monkeypatch, problems, runn
     monkeypatch.setattr(daemon, "BACKENDS", {mode: backend(mode) for mode in daemon.BACKENDS})
     config = Config(mode="ipvs", healthz_address=None, metrics_address=("127.0.0.1", 0))
     with ExitStack() as parts:
-        daemon._build(config, supplied(recorder), Event(), parts)
+        daemon._build(config, supplied(recorder), Event(), parts, None)
     ((mode, around),) = built
     assert running == mode
     labels = {"running": running, "configured": "ipvs"}
@@ -238,3 +449,26 @@ def test_a_fallback_is_told_by_an_event_and_a_metric(monkeypatch, problems, runn
     told = [h.note for h in recorder.happened if h.reason == "IPVSUnavailable"]
     assert len(problems) == len(told)
     assert all("the kernel has no IPVS" in note for note in told)
+
+
+# --- trying out a changed configuration ---
+
+
+def test_a_rehearsal_changes_nothing(capable):
+    before = values()
+    daemon.rehearse(Config(kubeconfig=__file__))
+    assert before == values()
+
+
+def test_a_rehearsal_tells_what_a_start_would_end_at(capable, monkeypatch):
+    with pytest.raises(ConfigError, match="kubeconfig: cannot read /absent: No such file"):
+        daemon.rehearse(Config(kubeconfig="/absent"))
+    monkeypatch.setattr("pykubeproxy.ipvs.node.find_problems", lambda *_: [NO_IPVS])
+    monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
+    with pytest.raises(Unsupported):
+        daemon.rehearse(Config(mode="ipvs", ipvs=IpvsConfig(falls_back=False)))
+    path = Parameter(MAX, 0).path
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(HostError, match=r"nf_conntrack_max=131072"):
+        daemon.rehearse(Config())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import islice
 from threading import Event
 
+import msgspec
 import pytest
 
 from pykubeproxy.config import Config, DetectLocalMode
-from pykubeproxy.errors import HostError
+from pykubeproxy.errors import ConfigError, HostError, NodeTimeout
 from pykubeproxy.loop import (
     PATIENCE_SECONDS,
     QUIET_SECONDS,
@@ -17,11 +20,13 @@ from pykubeproxy.loop import (
     SyncLoop,
 )
 from pykubeproxy.model.kinds import Family
-from pykubeproxy.model.objects import Kind, ObjectKey
+from pykubeproxy.model.objects import EndpointSlice, Kind, ObjectKey
+from pykubeproxy.sync.nodewait import NODE_SECONDS, POD_CIDR_SECONDS
 from pykubeproxy.sync.reconciler import Reconciler
+from pykubeproxy.sync.store import Arrivals
 from pykubeproxy.watch.mailbox import Mailbox
 from pykubeproxy.watch.source import Gone, Put, Replaced
-from tests.build import endpoint, node, service, slice_
+from tests.build import endpoint, manifest, node, service, slice_
 from tests.fakes.dataplane import MemoryDataplane, PlainCompiler
 
 KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
@@ -45,14 +50,28 @@ class Heard:
     """A listener that remembers."""
 
     def __init__(self) -> None:
-        self.events = []
+        self.arrivals = []
+        self.families = None
+        self.lacked = []
+        self.syncs = 0
         self.nodes = []
         self.requests = 0
         self.reports = []
         self.repairs = []
+        self.edits = []
+        self.mismatches = []
 
-    def received(self, event):
-        self.events.append(event)
+    def started(self, families):
+        self.families = families
+
+    def received(self, arrivals, families, changed_services):
+        self.arrivals.append((arrivals, families, changed_services))
+
+    def lacking(self, kinds):
+        self.lacked.append(list(kinds))
+
+    def syncing(self):
+        self.syncs += 1
 
     def node_described(self, contexts):
         self.contexts = dict(contexts)
@@ -60,14 +79,18 @@ class Heard:
     def node_changed(self, node):
         self.nodes.append(node)
 
+    def mismatched(self, note):
+        self.mismatches.append(note)
+
     def requested(self, families):
         self.requests += len(list(families))
 
     def synced(self, reconciler, report, seconds):
         self.reports.append(report)
 
-    def repairing(self, family):
+    def repairing(self, family, *, edited):
         self.repairs.append(family)
+        self.edits.append(edited)
 
 
 class Rig:
@@ -75,7 +98,7 @@ class Rig:
 
     def __init__(self, **config) -> None:
         self.clock = Clock()
-        self.mailbox = Mailbox()
+        self.mailbox = Mailbox(self.clock)
         self.kernel = MemoryDataplane()
         self.heard = Heard()
         self.addresses = ["192.0.2.10"]
@@ -133,7 +156,63 @@ def test_nothing_is_written_before_every_first_list_is_complete(rig, missing):
     assert POOL in rig.kernel.objects
 
 
-def test_a_missing_node_object_does_not_hold_up_the_start(rig):
+@pytest.mark.parametrize(
+    ("nodes", "missing"),
+    [((), "Node node"), ((node(addresses=()),), "addresses of Node node")],
+    ids=["no Node", "no address"],
+)
+def test_a_missing_node_holds_up_the_start_for_half_a_minute(rig, capsys, nodes, missing):
+    rig.list_all(nodes=nodes)
+    rig.step()
+    assert 1 == capsys.readouterr().out.count(f"missing='{missing}'"), "said at once"
+    rig.step(PATIENCE_SECONDS - 0.1)
+    assert "" == capsys.readouterr().out
+    rig.step(0.1)
+    said = capsys.readouterr().out
+    assert f"missing='{missing}'" in said
+    assert "seconds_left=20" in said
+    rig.step(19.9)
+    assert rig.kernel.objects == {}
+    assert rig.loop._next_wait() == pytest.approx(0.1)
+    rig.step(0.1)
+    assert POOL in rig.kernel.objects
+    said = capsys.readouterr().out
+    assert "going on without what is missing" in said
+    assert f"missing='{missing}'" in said
+
+
+def test_a_node_that_comes_ends_the_wait(rig, capsys):
+    rig.list_all(nodes=())
+    rig.step()
+    rig.mailbox.put(Put(Kind.NODE, node(zone="a")))
+    rig.step(1.0)
+    assert POOL in rig.kernel.objects
+    assert "a" == rig.heard.contexts[Family.IPV4].zone
+    assert "going on without" not in capsys.readouterr().out
+
+
+def test_a_node_that_comes_late_counts_from_then_on(rig):
+    rig.list_all(nodes=())
+    rig.step()
+    rig.step(NODE_SECONDS)
+    assert "127.0.0.1" == rig.heard.contexts[Family.IPV4].address
+    rig.mailbox.put(Put(Kind.NODE, node(zone="a")))
+    rig.step(5.0)
+    context = rig.heard.contexts[Family.IPV4]
+    assert ("a", "192.0.2.10") == (context.zone, context.address)
+
+
+def test_the_wait_for_the_node_runs_while_other_lists_are_missing(rig):
+    rig.mailbox.put(Replaced(Kind.NODE, ()))
+    rig.step()
+    rig.step(NODE_SECONDS)
+    rig.list_all(nodes=())
+    rig.step()
+    assert POOL in rig.kernel.objects
+
+
+def test_manifests_need_no_node():
+    rig = Rig(manifests="/manifests")
     rig.list_all(nodes=())
     rig.step()
     assert POOL in rig.kernel.objects
@@ -148,6 +227,77 @@ def test_node_cidr_mode_waits_for_the_cidr(nodes):
     rig.mailbox.put(Put(Kind.NODE, node(pod_cidrs=("10.244.0.0/24",))))
     rig.step()
     assert POOL in rig.kernel.objects
+
+
+@pytest.mark.parametrize(
+    ("nodes", "text"),
+    [
+        pytest.param((), 'timeout waiting for node "node" to exist', id="no Node"),
+        pytest.param(
+            (node(),), 'timeout waiting for PodCIDR allocation on node "node"', id="no podCIDRs"
+        ),
+    ],
+)
+def test_without_a_pod_cidr_node_cidr_mode_ends(nodes, text):
+    rig = Rig(detect_local_mode=DetectLocalMode.NODE_CIDR)
+    rig.list_all(nodes=nodes)
+    rig.step()
+    # As often as the loop would wake up by itself.
+    waits = iter(lambda: rig.step(rig.loop._next_wait()), "never")
+    with pytest.raises(NodeTimeout, match=text):
+        list(islice(waits, 100))
+    waited = rig.clock.now - 1000.0
+    assert POD_CIDR_SECONDS + (0 if nodes else NODE_SECONDS) == pytest.approx(waited)
+    assert rig.kernel.objects == {}
+
+
+def test_a_node_that_is_deleted_leaves_what_it_told(started, capsys):
+    started.mailbox.put(Gone(Kind.NODE, ObjectKey("", "node")))
+    started.step(5)
+    assert "the Node object is gone" in capsys.readouterr().out
+    assert "192.0.2.10" == started.heard.contexts[Family.IPV4].address
+    assert 1 == len(started.heard.reports)
+
+
+# --- what does not suit the node ---
+
+
+def test_a_primary_family_that_is_not_served_ends_the_start(rig):
+    rig.list_all(nodes=[node(addresses=["2001:db8::1"])])
+    with pytest.raises(ConfigError, match='no support for primary IP family "IPv6"'):
+        rig.step()
+    assert rig.kernel.objects == {}
+
+
+def test_without_a_node_ipv4_is_the_first_family(rig):
+    """As in kube-proxy; where there is no API, whatever is served."""
+    rig.list_all(nodes=())
+    rig.step()
+    rig.step(NODE_SECONDS)
+    assert POOL in rig.kernel.objects
+
+
+def test_what_is_no_reason_to_end_is_said_once(rig, capsys):
+    rig.list_all()
+    rig.step()
+    text = "nodePortAddresses is unset"
+    assert 1 == capsys.readouterr().out.count(text)
+    rig.mailbox.put(Put(Kind.NODE, node(zone="a")))
+    rig.step(5.0)
+    assert text not in capsys.readouterr().out
+
+
+def test_a_cluster_cidr_elsewhere_is_told_again_when_the_pods_move(capsys):
+    rig = Rig(cluster_cidrs=("10.0.0.0/8",))
+    moves = ["172.16.0.0/24", "172.16.0.0/24", "172.17.0.0/24", "10.1.0.0/24", "172.16.0.0/24"]
+    rig.list_all(nodes=[node(pod_cidrs=moves[:1])])
+    rig.step()
+    for zone, cidr in enumerate(moves[1:]):
+        rig.mailbox.put(Put(Kind.NODE, node(pod_cidrs=[cidr], zone=f"z{zone}")))
+        rig.step(5.0)
+    told = [note.partition("(")[2].partition(")")[0] for note in rig.heard.mismatches]
+    assert ["172.16.0.0/24", "172.17.0.0/24", "172.16.0.0/24"] == told
+    assert 1 == capsys.readouterr().out.count("clusterCIDR and podCIDRs fit now")
 
 
 # --- pacing ---
@@ -237,6 +387,7 @@ def test_flushed_objects_come_back_without_a_change_in_the_api(started):
     started.step(31)
     started.step()
     assert started.heard.repairs == [Family.IPV4]
+    assert started.heard.edits == [False]
     assert POOL in started.kernel.objects
 
 
@@ -375,6 +526,7 @@ def test_an_edit_by_somebody_else_is_found_when_fingerprints_are_learnt(started)
     started.step(QUIET_SECONDS + 1)
     started.step()
     assert started.heard.repairs == [Family.IPV4]
+    assert started.heard.edits == [True]
     assert started.kernel.objects[POOL] == ("10.244.0.1:8080",)
 
 
@@ -395,7 +547,11 @@ def test_a_quarantined_service_is_tried_again_by_itself(started):
 def test_listeners_hear_of_events_requests_and_the_node(started):
     started.mailbox.put(Gone(Kind.SERVICE, ObjectKey("default", "web")))
     started.step(5)
-    assert len(started.heard.events) == 4
+    expected = [
+        (Arrivals(1, Counter(IPv4=1), Counter(IPv4=1)), (Family.IPV4,), 1),
+        (Arrivals(1), (Family.IPV4,), 1),
+    ]
+    assert expected == started.heard.arrivals
     assert started.heard.requests == 1
     assert [node()] == started.heard.nodes
     assert POOL not in started.kernel.objects
@@ -529,3 +685,104 @@ def test_all_addresses_of_the_node_may_matter(every_address, expected):
     rig.loop.addresses_changed()
     rig.step(5)
     assert (passes + 2 if every_address else passes) == len(rig.heard.reports)
+
+
+# --- how long changes wait ---
+
+
+def moved(address):
+    return Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint(address)))
+
+
+def test_a_change_waits_from_its_arrival_until_it_is_written(started):
+    started.clock.now += 100
+    started.mailbox.put(moved("10.244.0.2"))
+    started.step(3)
+    assert [3.0] == started.heard.reports[-1].waited
+    assert {Family.IPV4: None} == started.loop.oldest_changes()
+
+
+def test_first_lists_wait_for_each_other(rig):
+    arrived = rig.clock.now
+    rig.mailbox.put(Replaced(Kind.SERVICE, (WEB,)))
+    rig.step(2)
+    assert {Family.IPV4: arrived} == rig.loop.oldest_changes()
+    rig.list_all()
+    rig.step()
+    # The second list of Services says nothing new, so it is no change.
+    assert [2.0, 0.0, 0.0] == rig.heard.reports[0].waited
+
+
+def test_what_says_nothing_new_does_not_wait(started):
+    started.mailbox.put(Put(Kind.SERVICE, WEB))
+    started.mailbox.put(Put(Kind.ENDPOINT_SLICE, WEB_SLICE))
+    started.step(5)
+    assert {Family.IPV4: None} == started.loop.oldest_changes()
+
+
+def test_a_change_waits_through_failed_passes(started):
+    started.clock.now += 100
+    arrived = started.clock.now
+    started.kernel.unknowns.append("before")
+    started.mailbox.put(moved("10.244.0.2"))
+    started.step()
+    assert [] == started.heard.reports[-1].waited
+    assert {Family.IPV4: arrived} == started.loop.oldest_changes()
+    started.step(0.5)
+    assert [0.5] == started.heard.reports[-1].waited
+
+
+def test_the_kernel_is_behind_from_a_flush_until_its_repair(started):
+    started.kernel.objects.clear()
+    started.kernel.unknowns.append("before")
+    started.step(31)
+    noticed = started.clock.now
+    started.step()
+    assert {Family.IPV4: noticed} == started.loop.oldest_changes()
+    started.step(1)
+    assert {Family.IPV4: None} == started.loop.oldest_changes()
+    assert [] == started.heard.reports[-1].waited
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("10.244.0.9", {Family.IPV4: [1.0], Family.IPV6: []}),
+        ("fd00::9", {Family.IPV4: [], Family.IPV6: [1.0]}),
+    ],
+)
+def test_a_change_of_endpoints_waits_in_its_own_family(dual, address, expected):
+    dual.clock.now += 100
+    dual.mailbox.put(Put(Kind.ENDPOINT_SLICE, slice_("web", endpoint(address), name="web-9")))
+    dual.step(1)
+    assert expected == {report.family: report.waited for report in dual.heard.reports[-2:]}
+
+
+def test_causes_are_told_once_by_the_pass_that_writes(started):
+    document = manifest(slice_("web", endpoint("10.244.0.2")))
+    annotation = "endpoints.kubernetes.io/last-change-trigger-time"
+    document["metadata"]["annotations"] = {annotation: "2026-01-02T03:04:05Z"}
+    started.mailbox.put(Put(Kind.ENDPOINT_SLICE, msgspec.convert(document, EndpointSlice)))
+    started.step(5)
+    assert ("2026-01-02T03:04:05Z",) == started.heard.reports[-1].triggers
+    started.mailbox.put(moved("10.244.0.3"))
+    started.step(5)
+    assert () == started.heard.reports[-1].triggers
+
+
+def test_the_listener_hears_what_is_lacking_until_nothing_is(rig):
+    rig.mailbox.put(Replaced(Kind.SERVICE, (WEB,)))
+    rig.step()
+    rig.list_all()
+    rig.step()
+    rig.mailbox.put(moved("10.244.0.2"))
+    rig.step(5)
+    assert [[Kind.ENDPOINT_SLICE, Kind.NODE], []] == rig.heard.lacked
+
+
+def test_the_listener_hears_of_the_start_and_of_every_pass():
+    rig = DualRig()
+    rig.loop._stop.set()
+    rig.loop.run()
+    assert (Family.IPV4, Family.IPV6) == tuple(rig.heard.families)
+    assert 1 == rig.heard.syncs

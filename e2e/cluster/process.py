@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from e2e.kernel.running import REPOSITORY, RunningDaemon, eventually
+from e2e.kernel.running import MACHINES_CONNTRACK, REPOSITORY, RunningDaemon, eventually
 from e2e.lab import Answer, Lab
 from e2e.lab.addresses import CLUSTER_CIDR
 from e2e.lab.fetch import fetch
@@ -36,20 +36,24 @@ class ApiDaemon(RunningDaemon):
         super().__init__(lab, variant, directory, *flags, path=path)
         self._kubeconfig = kubeconfig
 
+    def serving_flags(self) -> tuple[str, ...]:
+        return (
+            "--proxy-mode=iptables",
+            f"--iptables-variant={self.variant}",
+            "--hostname-override=node",
+            MACHINES_CONNTRACK,
+            f"--kubeconfig={self._kubeconfig}",
+            f"--state-directory={self.log.parent / 'state'}",
+            "-v=2",
+            *self._flags,
+        )
+
     def start(self, wait: bool = True) -> None:
         """Start it and, unless told not to *wait*, let both families sync once."""
         before = self._passes()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.argv(
-                    "--proxy-mode=iptables",
-                    f"--iptables-variant={self.variant}",
-                    "--hostname-override=node",
-                    f"--kubeconfig={self._kubeconfig}",
-                    f"--state-directory={self.log.parent / 'state'}",
-                    "-v=2",
-                    *self._flags,
-                ),
+                self.argv(*self.serving_flags()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -63,7 +67,7 @@ class ApiDaemon(RunningDaemon):
                     or self._ended()
                 ),
                 "a first sync",
-                30,
+                60,  # half of it may go by in wait of a Node object
             )
             assert not self._ended(), self.text()
 

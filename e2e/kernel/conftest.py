@@ -14,6 +14,7 @@ TOOLS = (
     "ip",
     "nsenter",
     "nfacct",
+    "prometheus",
     *(
         f"{stem}-{variant}{kind}"
         for stem in ("iptables", "ip6tables")

@@ -14,6 +14,7 @@ from typing import Self
 
 import msgspec
 
+from e2e.kernel.running import MACHINES_CONNTRACK
 from e2e.lab import REFUSED, TIMEOUT, Answer, Lab, Reply, has_sctp, stop
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.model.objects import WireObject
@@ -79,6 +80,7 @@ class ProxiedLab:
                 f"--iptables-variant={self._variant}",
                 f"--iptables-service-index={self._index}",
                 "--hostname-override=node",
+                MACHINES_CONNTRACK,
                 f"--manifests={self.manifests}",
                 "--state-directory=",
                 "--v=2",

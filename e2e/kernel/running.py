@@ -19,9 +19,21 @@ from e2e.lab import Answer, Lab, Reply, stop
 from pykubeproxy.model.objects import WireObject
 from tests.build import manifest, node
 
-__all__ = ["REPOSITORY", "Customers", "Failure", "RunningDaemon", "Visit", "eventually"]
+__all__ = [
+    "MACHINES_CONNTRACK",
+    "REPOSITORY",
+    "Customers",
+    "Failure",
+    "RunningDaemon",
+    "Visit",
+    "eventually",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+MACHINES_CONNTRACK = "--conntrack-max-per-core=0"
+"""The size of the conntrack table belongs to the machine, not to a namespace: left alone."""
+
 _PAUSE = threading.Event()  # never set: waiting for it is a pause that ends early for nobody
 
 
@@ -142,6 +154,7 @@ class RunningDaemon:
             f"--iptables-variant={self.variant}",
             "--hostname-override=node",
             "--cluster-cidr=10.244.0.0/16,fd00:244::/31",
+            MACHINES_CONNTRACK,
             f"--manifests={self.manifests}",
             f"--state-directory={self.manifests.parent / 'state'}",
             "-v=2",

@@ -52,6 +52,6 @@ def test_iptables_mode_serves_instead(lab: Lab, tmp_path: Path) -> None:
         assert daemon.says("ERROR", "cannot run ipvs mode", "modprobe -a", f"ip_vs_{SCHEDULER}")
         assert daemon.says("running in iptables mode instead")
         assert "iptables" == fetch(lab, "/proxyMode", 10249).body
-        sample = 'pykubeproxy_proxy_mode{configured="ipvs",running="iptables"} 1.0'
+        sample = 'pykubeproxy_proxy_mode{configured="ipvs",running="iptables"} 1'
         assert sample in fetch(lab, "/metrics", 10249).body.splitlines()
         assert [] == [c for c in daemon.chains() if "IPVS" in c]

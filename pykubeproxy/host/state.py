@@ -22,7 +22,7 @@ class StateDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._lock = Lock()
         self._said = False
 
@@ -33,7 +33,7 @@ class StateDirectory:
         """Return the content; ``None`` if there is none, or if others could have written it."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            with open(os.open(self._path / name, flags), "rb") as file:
+            with open(os.open(self.path / name, flags), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                     return None
@@ -50,28 +50,34 @@ class StateDirectory:
         """Replace the content as a whole; return whether that was possible."""
         with self._lock:
             try:
-                self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._replace(name, content)
             except OSError as error:
                 self._say("not written", error)
                 return False
         return True
 
+    def files(self, is_ours: Callable[[str], bool]) -> list[Path]:
+        """Return the files whose names *is_ours*, sorted; none where there is no directory."""
+        try:
+            return sorted(path for path in self.path.iterdir() if is_ours(path.name))
+        except OSError:
+            return []
+
     def clear(self, is_ours: Callable[[str], bool]) -> int:
         """Remove the files whose names *is_ours*, and the directory if it is empty then."""
         removed = 0
         try:
-            for path in list(self._path.iterdir()):
-                if is_ours(path.name):
-                    path.unlink(missing_ok=True)
-                    removed += 1
-            self._path.rmdir()
+            for path in self.files(is_ours):
+                path.unlink(missing_ok=True)
+                removed += 1
+            self.path.rmdir()
         except OSError:
             pass  # none there, or not only ours
         return removed
 
     def _replace(self, name: str, content: bytes) -> None:
-        target, whole = self._path / name, self._path / f".{name}"
+        target, whole = self.path / name, self.path / f".{name}"
         # Not synced to a disk: a file that does not survive a power cut is of no use after it.
         # Made anew each time: somebody's file of that name may be a link to another.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -89,7 +95,7 @@ class StateDirectory:
             self._said = True
             log.warning(
                 f"state {what}; a restart will read the kernel's rules back instead",
-                directory=str(self._path),
+                directory=str(self.path),
                 reason=error.strerror or str(error),
             )
 

@@ -21,7 +21,7 @@ from pykubeproxy.iptables.custody import Custody
 from pykubeproxy.iptables.index import Sizes
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, XtablesDataplane
 from pykubeproxy.iptables.ledger import Ledger
-from pykubeproxy.iptables.node import random_fully
+from pykubeproxy.iptables.node import parameters, random_fully
 from pykubeproxy.iptables.objects import Key, Rules, rules_by_table
 from pykubeproxy.iptables.tools import LOCK_SECONDS, Tools
 from pykubeproxy.iptables.variant import Variant
@@ -82,7 +82,7 @@ def _family(
     dataplane = rules_dataplane(around, tools, _ledger(around, tools, custody))
     dataplane.read_ahead(around.beside)
     compiler = IptablesCompiler(_settings(around, tools))
-    reconciler = Reconciler(family, compiler, dataplane, around.clock, rules_of=rules_by_table)
+    reconciler = Reconciler(family, compiler, dataplane, around.clock, counts_of=rules_by_table)
     addresses = partial(book.addresses, family) if book else None
     return FamilyProxy(family, reconciler, dataplane, addresses)
 
@@ -107,8 +107,7 @@ def _settings(around: Surroundings, tools: Tools) -> XtablesSettings:
     """
     config = around.config
     localhost = localhost_serves_nodeports(config, tools.family)
-    if localhost:
-        sysctls.ensure("net/ipv4/conf/all/route_localnet", 1)
+    sysctls.ensure(parameters(config, [tools.family]))
     liberal = sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal")
     return XtablesSettings(
         masquerade_mark=1 << config.masquerade_bit,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import structlog
+from msgspec import Struct
 from msgspec.structs import replace
 
+from pykubeproxy.config import Config
 from pykubeproxy.errors import HostError, Unsupported
 from pykubeproxy.host.exec import Finished, Input, NotStarted, Result, run
+from pykubeproxy.host.sysctls import Parameter
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, Runner, describe, read_tables
 from pykubeproxy.iptables.names import CANARY, is_own_chain
 from pykubeproxy.iptables.tools import (
@@ -27,12 +30,17 @@ from pykubeproxy.iptables.variant import (
     decides,
 )
 from pykubeproxy.model.kinds import Family
+from pykubeproxy.sync.context import localhost_serves_nodeports
 
 __all__ = [
+    "Removal",
     "Removed",
     "available_tools",
     "clean_up",
     "detect_variant",
+    "find_nftables_leftovers",
+    "parameters",
+    "plan_removal",
     "random_fully",
     "remembering",
     "remove_nftables_leftovers",
@@ -78,6 +86,8 @@ def detect_variant(override: str = "auto", runner: Runner = run) -> Verdict:
     legacy = Evidence(problem="not used on this node so far")
     if not nft.works or any(map(_legacy_tables, Family)):
         legacy = _evidence(Variant.LEGACY, runner)
+        if not legacy.works:
+            log.warning("what is in the legacy tables is not known", reason=legacy.problem)
     if nft.works and legacy.works and not decides(nft, legacy):
         # Takes seconds on a large node.
         nft = replace(nft, rules=_rule_count(Variant.NFT, runner))
@@ -113,6 +123,17 @@ def available_tools(variant: Variant, runner: Runner = run) -> dict[Family, Tool
     return found
 
 
+def parameters(config: Config, families: Iterable[Family]) -> list[Parameter]:
+    """Return the kernel parameters of iptables mode. Never set back.
+
+    They do not depend on the node's addresses: ``primary`` never includes localhost, whether its
+    address is known already or not.
+    """
+    if any(localhost_serves_nodeports(config, family) for family in families):
+        return [Parameter("net/ipv4/conf/all/route_localnet", 1)]
+    return []
+
+
 def random_fully(tools: Tools, runner: Runner = run) -> bool:
     """Tell whether MASQUERADE can randomize ports fully with these tools, of whatever family."""
     asked = replace(tools, family=Family.IPV4)
@@ -130,14 +151,41 @@ class Removed(dict[str, int]):
     """How many chains were removed, by program name."""
 
 
-def clean_up(runner: Runner = run) -> tuple[Removed, list[str]]:
-    """Remove every chain and jump of ours, of any mode, from both variants and both families.
+class Removal(Struct, frozen=True):
+    """What is to be taken out of one table: jumps and chains of ours, of any mode."""
 
-    No rule of ours matches a set afterwards, so the sets of ipvs mode can go. What kubelet shares
-    (KUBE-FIREWALL and its jumps) and what is kubelet's own stays. Returns what was removed and a
-    sentence for each table that could not be cleaned.
+    tools: Tools
+    table: str
+    jumps: tuple[str, ...]
+    chains: tuple[tuple[str, int], ...]  # with the number of rules in each
+
+    @property
+    def lines(self) -> list[str]:
+        """Restore lines: first jumps, then contents, then chains."""
+        return [
+            *("-D" + jump[2:] for jump in self.jumps),
+            *(f":{chain} - [0:0]" for chain, _ in self.chains),
+            *(f"-X {chain}" for chain, _ in self.chains),
+        ]
+
+    @property
+    def described(self) -> Iterator[str]:
+        """A line for a reader on each thing that goes."""
+        where = f"{self.tools.program}, table {self.table}:"
+        for jump in self.jumps:
+            yield f"{where} rule {jump}"
+        for chain, rules in self.chains:
+            yield f"{where} chain {chain} with {rules} rule{'' if rules == 1 else 's'}"
+
+
+def plan_removal(runner: Runner = run) -> tuple[list[Removal], list[str]]:
+    """Look for every chain and jump of ours, of any mode, in both variants and both families.
+
+    What kubelet shares (KUBE-FIREWALL and its jumps) and what is kubelet's own is not among them.
+    Changes nothing. Returns what was found, and a sentence for what could not be looked at.
     """
-    removed, problems = Removed(), []
+    found: list[Removal] = []
+    problems = []
     looked = False
     for variant in Variant:
         for family in Family:
@@ -150,37 +198,58 @@ def clean_up(runner: Runner = run) -> tuple[Removed, list[str]]:
             try:
                 tables = read_tables(tools, runner)
             except HostError as error:
-                problems.append(f"{error}; run as root (NET_ADMIN)")
+                problems.append(f"{error}; {_privileges(variant)}")
                 continue
-            for name, table in tables.items():
-                lines = list(_removal(name, table))
-                if not lines:
-                    continue
-                text = "\n".join([f"*{name}", *lines, "COMMIT", ""]).encode()
-                result = runner(tools.restore(), text, QUICK_SECONDS + len(lines) * 0.1)
-                program = tools.restore()[0]
-                if isinstance(result, Finished) and result.exit_status == 0:
-                    count = sum(1 for line in lines if line.startswith("-X"))
-                    removed[program] = removed.get(program, 0) + count
-                else:
-                    problems.append(f"{program}, table {name}: {describe(result)}")
+            removals = (_removal(tools, name, table) for name, table in tables.items())
+            found += [removal for removal in removals if removal.jumps or removal.chains]
     if not looked:
-        problems.append("no iptables program is installed, so nothing could be looked at")
+        problems.append(
+            "no iptables program is installed, so nothing could be looked at; "
+            "install the iptables package"
+        )
+    return found, problems
+
+
+def clean_up(runner: Runner = run) -> tuple[Removed, list[str]]:
+    """Remove what `plan_removal` finds.
+
+    No rule of ours matches a set afterwards, so the sets of ipvs mode can go. Returns what was
+    removed and a sentence for each table that could not be cleaned.
+    """
+    removed = Removed()
+    removals, problems = plan_removal(runner)
+    for removal in removals:
+        text = "\n".join([f"*{removal.table}", *removal.lines, "COMMIT", ""]).encode()
+        argv = removal.tools.restore()
+        result = runner(argv, text, QUICK_SECONDS + len(removal.lines) * 0.1)
+        if isinstance(result, Finished) and result.exit_status == 0:
+            removed[argv[0]] = removed.get(argv[0], 0) + len(removal.chains)
+        else:
+            problems.append(f"{argv[0]}, table {removal.table}: {describe(result)}")
     return removed, problems
 
 
-def remove_nftables_leftovers(runner: Runner = run) -> list[str]:
-    """Remove the nftables tables that kube-proxy's nftables mode leaves; return their names.
+def find_nftables_leftovers(runner: Runner = run) -> list[tuple[str, str]]:
+    """Return family and name of the nftables tables that kube-proxy's nftables mode left.
 
-    Left in place they would go on redirecting by what the cluster was then. A node without the
-    nft program has none.
+    A node without the nft program has none.
     """
-    removed = []
+    found = []
     for family, name in NFTABLES_TABLES:
         # By name: "list tables" reads every rule of every table, 15 s for 10 000 Services.
         listing = runner(["nft", "--terse", "list", "table", family, name], None, QUICK_SECONDS)
-        if not (isinstance(listing, Finished) and listing.exit_status == 0):
-            continue
+        if isinstance(listing, Finished) and listing.exit_status == 0:
+            found.append((family, name))
+    return found
+
+
+def remove_nftables_leftovers(runner: Runner = run) -> list[str]:
+    """Remove those tables; return what they are called.
+
+    Left in place they would go on redirecting by what the cluster was then.
+    """
+    removed = []
+    for family, name in find_nftables_leftovers(runner):
         result = runner(["nft", "delete", "table", family, name], None, QUICK_SECONDS)
         if isinstance(result, Finished) and result.exit_status == 0:
             removed.append(f"table {family} {name}")
@@ -189,15 +258,25 @@ def remove_nftables_leftovers(runner: Runner = run) -> list[str]:
     return removed
 
 
-def _removal(name: str, table: SavedTable) -> Iterator[str]:
-    """Restore lines that take our part out of one table: jumps, then contents, then chains."""
+def _removal(tools: Tools, name: str, table: SavedTable) -> Removal:
     ours = [chain for chain in table.chains if is_own_chain(name, chain)]
-    for _, line in jumps_of(table, ours):
-        yield "-D" + line[2:]
-    for chain in ours:
-        yield f":{chain} - [0:0]"
-    for chain in ours:
-        yield f"-X {chain}"
+    jumps = tuple(line for _, line in jumps_of(table, ours))
+    return Removal(tools, name, jumps, tuple((c, len(table.chains[c])) for c in ours))
+
+
+def _told(tools: Tools, result: Result) -> str:
+    """How *result* is a failure, and which right is missing if it is for want of one."""
+    said = describe(result)
+    denied = any(words in said for words in ("Permission denied", "not permitted"))
+    return f"{said} ({_privileges(tools.variant)})" if denied else said
+
+
+def _privileges(variant: Variant) -> str:
+    """What it takes to use the tools of *variant*."""
+    if variant is Variant.NFT:
+        return "it takes root with capability NET_ADMIN"
+    # It asks the kernel by way of a raw socket.
+    return "it takes root with capabilities NET_ADMIN and NET_RAW"
 
 
 def _evidence(
@@ -266,7 +345,7 @@ def _refusal(tools: Tools, runner: Runner) -> str:
     result = runner(tools.restore(), text, QUICK_SECONDS)
     if isinstance(result, Finished) and result.exit_status == 0:
         return ""
-    return f"{tools.restore()[0]}: {describe(result)}"
+    return f"{tools.restore()[0]}: {_told(tools, result)}"
 
 
 _TRIAL = "KUBE-VARIANT-TRIAL"
@@ -296,7 +375,7 @@ def _nat_problem(tools: Tools, runner: Runner) -> str:
     result = runner(argv, None, QUICK_SECONDS)
     if isinstance(result, Finished) and result.exit_status == 0:
         return ""
-    return f"{' '.join(argv)}: {describe(result)}"
+    return f"{' '.join(argv)}: {_told(tools, result)}"
 
 
 def _has_ipv6() -> bool:

@@ -42,24 +42,25 @@ class Tools(Struct, frozen=True):
     suffixed: bool = True
 
     @property
-    def _stem(self) -> str:
+    def program(self) -> str:
+        """The name of the rule editor; those of the others begin with it."""
         stem = "iptables" if self.family is Family.IPV4 else "ip6tables"
         return f"{stem}-{self.variant}" if self.suffixed else stem
 
     def iptables(self, *arguments: str) -> list[str]:
         """One command of the rule editor, waiting for the lock."""
-        return [self._stem, "-w", str(LOCK_SECONDS), *arguments]
+        return [self.program, "-w", str(LOCK_SECONDS), *arguments]
 
     def version(self) -> list[str]:
-        return [self._stem, "--version"]
+        return [self.program, "--version"]
 
     def restore(self) -> list[str]:
         """Commit a transaction given on standard input, leaving other chains alone."""
-        return [f"{self._stem}-restore", "--noflush", "-w", str(LOCK_SECONDS)]
+        return [f"{self.program}-restore", "--noflush", "-w", str(LOCK_SECONDS)]
 
     def save(self, table: str = "") -> list[str]:
         """Print one table, or all that exist."""
-        return [f"{self._stem}-save", *(["-t", table] if table else [])]
+        return [f"{self.program}-save", *(["-t", table] if table else [])]
 
 
 class SavedTable(Struct):

@@ -11,6 +11,7 @@ import structlog
 from pykubeproxy.backend import Backend, Surroundings
 from pykubeproxy.config import IpvsConfig
 from pykubeproxy.errors import HostError
+from pykubeproxy.host import sysctls
 from pykubeproxy.host.addresses import AddressBook, DeviceNotice, node_addresses
 from pykubeproxy.host.beside import Beside
 from pykubeproxy.host.netlink import GENERIC, NETFILTER, ROUTE, SMALL_READ, Netlink
@@ -23,7 +24,8 @@ from pykubeproxy.ipvs.drain import Drain
 from pykubeproxy.ipvs.kernel import IpvsDataplane
 from pykubeproxy.ipvs.names import DEVICE
 from pykubeproxy.ipvs.netfilter import IpvsSettings
-from pykubeproxy.ipvs.node import IPVS, apply_sysctls, apply_timeouts, ensure_device, find_device
+from pykubeproxy.ipvs.node import IPVS, apply_timeouts, ensure_device, find_device, parameters
+from pykubeproxy.ipvs.objects import servers_by_kind
 from pykubeproxy.ipvs.servers import Servers
 from pykubeproxy.ipvs.sets import Sets
 from pykubeproxy.ipvs.sources import give_back
@@ -57,7 +59,9 @@ def build(around: Surroundings) -> Backend:
             scheduler=config.ipvs.scheduler,
         )
         reconciler = Reconciler(
-            tools.family, IpvsCompiler(settings), dataplane, around.clock, counts_services=True
+            *(tools.family, IpvsCompiler(settings), dataplane, around.clock),
+            counts_services=True,
+            counts_of=servers_by_kind,
         )
         addresses = partial(_addresses, book, tools.family)
         families.append(
@@ -76,9 +80,7 @@ def build(around: Surroundings) -> Backend:
 
 def _set_up(config: IpvsConfig) -> None:
     """Set what is forgotten when the IPVS module goes. Raises HostError."""
-    problems = apply_sysctls(config.strict_arp)
-    if problems:
-        raise HostError("; ".join(problems))
+    sysctls.ensure(parameters(config.strict_arp))
     apply_timeouts(
         config.tcp_timeout_seconds, config.tcp_fin_timeout_seconds, config.udp_timeout_seconds
     )

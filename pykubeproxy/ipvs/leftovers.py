@@ -44,14 +44,22 @@ from pykubeproxy.ipvs.names import (
     SETS,
     set_name,
 )
-from pykubeproxy.ipvs.node import IPVS, Channel, Connect, delete_device, find_device, services
+from pykubeproxy.ipvs.node import (
+    IPVS,
+    Channel,
+    Connect,
+    delete_device,
+    find_device,
+    must_be_dummy,
+    services,
+)
 from pykubeproxy.ipvs.objects import Virtual
-from pykubeproxy.ipvs.sources import remove_routes, steer_away
+from pykubeproxy.ipvs.sources import remove_routes, steer_away, steered
 from pykubeproxy.model.addresses import contains, family_of
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.sync.flows import FlowTable, Scope
 
-__all__ = ["Removal", "clean_up", "remove_leftovers"]
+__all__ = ["Removal", "clean_up", "plan_removal", "remove_leftovers"]
 
 log = structlog.get_logger(__name__)
 
@@ -92,11 +100,72 @@ def clean_up(exclude_cidrs: Sequence[str] = (), connect: Connect = Netlink) -> R
     removal = Removal({}, [])
     try:
         with _Ipvs.opened(connect) as ipvs:
-            ipvs.delete([v for v in ipvs.listed() if not _excluded(v, exclude_cidrs)], removal)
+            ipvs.delete(_servers(ipvs, exclude_cidrs), removal)
     except OSError as error:
         removal.problems.append(f"virtual servers: {why(error)}; run as root (NET_ADMIN)")
     _remove_device_and_sets(connect, removal)
     return removal
+
+
+def plan_removal(
+    exclude_cidrs: Sequence[str] = (), connect: Connect = Netlink
+) -> tuple[list[str], list[str]]:
+    """Return a line on each thing that `clean_up` would remove, and what could not be looked at.
+
+    Changes nothing.
+    """
+    found: list[str] = []
+    problems = []
+    for what, look in (
+        ("virtual servers", partial(_see_servers, exclude_cidrs)),
+        (f"device {DEVICE}", _see_device),
+        (f"routes to addresses of {DEVICE}", _see_routes),
+        ("ipsets", _see_sets),
+    ):
+        try:
+            found += look(connect)
+        except OSError as error:
+            problems.append(f"{what}: {why(error)}; it takes root with capability NET_ADMIN")
+        except HostError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def _servers(ipvs: _Ipvs, exclude_cidrs: Sequence[str]) -> list[Virtual]:
+    return [virtual for virtual in ipvs.listed() if not _excluded(virtual, exclude_cidrs)]
+
+
+def _see_servers(exclude_cidrs: Sequence[str], connect: Connect) -> list[str]:
+    with _Ipvs.opened(connect) as ipvs:
+        return [f"virtual server {virtual}" for virtual in _servers(ipvs, exclude_cidrs)]
+
+
+def _see_device(connect: Connect) -> list[str]:
+    with connect(ROUTE) as channel:
+        device = find_device(channel)
+        if device is None:
+            return []
+        must_be_dummy(device)
+        dumped = (decode_address(*message) for message in channel.dump(*get_addresses()))
+        bound = [a.address for a in dumped if a is not None and a.index == device.index]
+    return [*(f"address {one} on device {DEVICE}" for one in bound), f"device {DEVICE}"]
+
+
+def _see_routes(connect: Connect) -> list[str]:
+    return [f"route to {address} by another source" for address in steered(connect)]
+
+
+def _see_sets(connect: Connect) -> list[str]:
+    if not IP_SET.exists():
+        return []
+    with connect(NETFILTER) as channel:
+        names = [set_name(name, family) for family in Family for name in SETS]
+        held = [(name, _entries(channel, name)) for name in names]
+    return [
+        f"ipset {name} with {len(entries)} entr{'y' if len(entries) == 1 else 'ies'}"
+        for name, entries in held
+        if entries is not None
+    ]
 
 
 def remove_leftovers(

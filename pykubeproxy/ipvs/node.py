@@ -18,7 +18,6 @@ import structlog
 from msgspec import Struct
 
 from pykubeproxy.errors import HostError
-from pykubeproxy.host import sysctls
 from pykubeproxy.host.exec import Finished, Killed, TimedOut, run
 from pykubeproxy.host.netlink import (
     ACK,
@@ -34,6 +33,7 @@ from pykubeproxy.host.netlink import (
     attributes,
     why,
 )
+from pykubeproxy.host.sysctls import Parameter
 from pykubeproxy.iptables.kernel import QUICK_SECONDS, Runner, describe
 from pykubeproxy.iptables.tools import Tools, is_locked
 from pykubeproxy.ipvs.messages import (
@@ -68,13 +68,14 @@ __all__ = [
     "Connect",
     "Device",
     "Problem",
-    "apply_sysctls",
     "apply_timeouts",
     "delete_device",
     "ensure_device",
     "explain",
     "find_device",
     "find_problems",
+    "must_be_dummy",
+    "parameters",
     "services",
 ]
 
@@ -395,31 +396,21 @@ def _serve_nobody(channel: Channel, family_id: int, family: Family, scheduler: s
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
 
 
-def apply_sysctls(strict_arp: bool, release: str = "") -> list[str]:
-    """Set the kernel parameters of ipvs mode, once for both families; return what went wrong.
-
-    *release* is the kernel's, by default the running one's. They are never set back.
-    """
-    problems = []
-    for name, value in _sysctls(strict_arp, release or platform.release()).items():
-        try:
-            if sysctls.ensure(name, value, "ip_vs" if name.startswith(_VS) else ""):
-                log.info("kernel parameter set", name=name, value=value)
-        except HostError as error:
-            problems.append(str(error))
-    return problems
-
-
 _VS = "net/ipv4/vs/"
 
 
-def _sysctls(strict_arp: bool, release: str) -> dict[str, int]:
+def parameters(strict_arp: bool, release: str = "") -> list[Parameter]:
+    """Return the kernel parameters of ipvs mode, the same for both families. Never set back.
+
+    *release* is the kernel's, by default the running one's.
+    """
     wanted = {
         f"{_VS}conntrack": 1,
         f"{_VS}expire_nodest_conn": 1,
         f"{_VS}expire_quiescent_template": 1,
         "net/ipv4/ip_forward": 1,
     }
+    release = release or platform.release()
     found = _RELEASE.match(release)
     version = (int(found.group(1)), int(found.group(2))) if found else None
     if version is None:
@@ -436,7 +427,10 @@ def _sysctls(strict_arp: bool, release: str) -> dict[str, int]:
         wanted[f"{_VS}conn_reuse_mode"] = 0
     if strict_arp:
         wanted |= {"net/ipv4/conf/all/arp_ignore": 1, "net/ipv4/conf/all/arp_announce": 2}
-    return wanted
+    return [
+        Parameter(name, value, "ip_vs" if name.startswith(_VS) else "")
+        for name, value in wanted.items()
+    ]
 
 
 def apply_timeouts(
@@ -503,7 +497,7 @@ def ensure_device(connect: Connect = Netlink) -> bool:
         raise HostError(
             f"creating device {DEVICE}: {why(error)}; it needs NET_ADMIN and module dummy"
         ) from error
-    _must_be_dummy(device)
+    must_be_dummy(device)
     return False
 
 
@@ -518,7 +512,7 @@ def delete_device(connect: Connect = Netlink) -> bool:
             device = find_device(channel)
             if device is None:
                 return False
-            _must_be_dummy(device)
+            must_be_dummy(device)
             refused = channel.batch([_del_link(DEVICE)])[0]
             if refused not in (0, errno.ENODEV):
                 raise OSError(refused, os.strerror(refused))
@@ -548,7 +542,8 @@ def find_device(channel: Channel) -> Device | None:
     return Device(_IFINFOMSG.unpack_from(reply)[2], kind)
 
 
-def _must_be_dummy(device: Device) -> None:
+def must_be_dummy(device: Device) -> None:
+    """Raises HostError for a link of that name that is none of ours."""
     if not device.is_dummy:
         raise HostError(
             f"device {DEVICE} is of type {device.kind or 'unknown'} where a dummy is needed, so "

@@ -37,7 +37,7 @@ from pykubeproxy.ipvs.node import NOBODY, Channel, Connect, find_device
 from pykubeproxy.model.addresses import family_of
 from pykubeproxy.model.kinds import Family
 
-__all__ = ["give_back", "remove_routes", "steer_away"]
+__all__ = ["give_back", "remove_routes", "steer_away", "steered"]
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +90,16 @@ def remove_routes(connect: Connect = Netlink) -> None:
     """
     with connect(ROUTE) as channel:
         _check(channel.batch([_del_route(route) for route in _routes(channel)]))
+
+
+def steered(connect: Connect = Netlink) -> list[str]:
+    """Return the addresses that have a route of `steer_away`.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    with connect(ROUTE) as channel:
+        return [route.address for route in _routes(channel)]
 
 
 def give_back(connect: Connect = Netlink) -> None:

@@ -17,7 +17,7 @@ from pykubeproxy.model.node import (
 )
 from pykubeproxy.model.objects import Node
 
-__all__ = ["describe_node", "localhost_serves_nodeports"]
+__all__ = ["describe_node", "localhost_serves_nodeports", "node_address"]
 
 
 def describe_node(
@@ -36,7 +36,7 @@ def describe_node(
     or where *every_address* matters to the backend.
     """
     local_addresses = tuple(local_addresses)
-    address = _node_address(config, node, family)
+    address = node_address(config, node, family)
     return NodeContext(
         name=name,
         family=family,
@@ -66,8 +66,11 @@ def localhost_serves_nodeports(config: Config, family: Family) -> bool:
     )
 
 
-def _node_address(config: Config, node: Node | None, family: Family) -> str:
-    """The node's address of *family*: the bind address, an internal, then an external one."""
+def node_address(config: Config, node: Node | None, family: Family) -> str:
+    """Return the node's address of *family*: the bind address, an internal, an external one.
+
+    The loopback address as long as there is none of them.
+    """
     bound = canonical_ip(config.bind_address)
     if bound is not None and bound[0] is family and bound[1] not in ("0.0.0.0", "::"):
         return bound[1]

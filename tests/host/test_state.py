@@ -76,6 +76,14 @@ def test_a_directory_that_cannot_be_used_is_said_once(tmp_path, obstacle, said):
     assert not (path.is_dir() and (path / ".one").exists())
 
 
+def test_files_are_listed_by_name(tmp_path):
+    assert [] == StateDirectory(tmp_path / "none").files(lambda name: True)
+    for name in ("b", "a", "theirs"):
+        (tmp_path / name).touch()
+    listed = StateDirectory(tmp_path).files(lambda name: name != "theirs")
+    assert [tmp_path / "a", tmp_path / "b"] == listed
+
+
 def test_only_our_files_are_cleared(tmp_path):
     path = tmp_path / "state"
     directory = StateDirectory(path)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from pykubeproxy.config import Config
 from pykubeproxy.errors import Unsupported
 from pykubeproxy.host.exec import Finished, NotStarted
+from pykubeproxy.host.sysctls import Parameter
 from pykubeproxy.iptables import node
 from pykubeproxy.iptables.names import CANARY
 from pykubeproxy.iptables.node import (
     available_tools,
     clean_up,
     detect_variant,
+    find_nftables_leftovers,
+    parameters,
+    plan_removal,
     random_fully,
     remembering,
     remove_nftables_leftovers,
@@ -20,6 +25,8 @@ from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
 from tests.fakes.xtables import Xtables
+
+LOCALNET = Parameter("net/ipv4/conf/all/route_localnet", 1)
 
 
 class Counted:
@@ -192,6 +199,8 @@ def test_tables_of_the_nftables_mode_are_removed(present):
 
     assert [f"table {family} kube-proxy" for family in present] == remove_nftables_leftovers(runner)
     assert present == deleted
+    assert [(family, "kube-proxy") for family in present] == find_nftables_leftovers(runner)
+    assert present == deleted, "to look changes nothing"
 
 
 def test_without_nft_there_is_nothing_to_remove():
@@ -253,6 +262,87 @@ def test_cleaning_up_takes_what_ipvs_mode_made(host, name):
     left = host.kernels[name].state()
     assert {"KUBE-FIREWALL"} == {c for table in left.values() for c in table if "KUBE" in c}
     assert ["-j KUBE-FIREWALL"] == left["filter"]["INPUT"]
+
+
+def test_a_plan_names_what_cleaning_up_takes_and_changes_nothing(host):
+    kernel = host.kernels["iptables-nft"]
+    for text in (IPVS_NAT, IPVS_FILTER):
+        kernel.run(["iptables-nft-restore", "--noflush"], text.encode(), 5)
+    host.fill("iptables-nft", "nat", "THEIRS")
+    before = kernel.state()
+    removals, problems = plan_removal(host.run)
+    assert [] == problems
+    assert before == kernel.state()
+    stem = "iptables-nft, table"
+    portals = '-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+    assert {
+        f"{stem} nat: rule {portals}",
+        f"{stem} nat: chain KUBE-SERVICES with 2 rules",
+        f"{stem} nat: chain KUBE-NODE-PORT with 0 rules",
+        f"{stem} nat: chain KUBE-LOAD-BALANCER with 1 rule",
+        f"{stem} nat: chain KUBE-MARK-MASQ with 0 rules",
+    } == {line for removal in removals for line in removal.described if " nat: " in line}
+
+    clean_up(host.run)
+    after = kernel.state()
+    gone = {
+        (table, chain) for table in before for chain in before[table] if chain not in after[table]
+    }
+    assert gone == {(r.table, chain) for r in removals for chain, _ in r.chains}
+
+
+def test_what_cannot_be_looked_at_is_told_with_the_right_that_is_missing(host):
+    def denied(argv, input=None, timeout_seconds=60.0):
+        if argv[0].endswith("-save"):
+            return Finished(4, b"", b"Permission denied (you must be root)")
+        return host.run(argv, input, timeout_seconds)
+
+    removals, problems = plan_removal(denied)
+    assert [] == removals
+    rights = ["NET_ADMIN"] * 2 + ["NET_ADMIN and NET_RAW"] * 2
+    assert rights == [p.partition("capabilit")[2].split(" ", 1)[1] for p in problems]
+
+
+@pytest.mark.parametrize(
+    ("variant", "missing"), [("nft", "NET_ADMIN"), ("legacy", "NET_ADMIN and NET_RAW")]
+)
+def test_a_right_that_is_missing_is_named(host, variant, missing):
+    def denied(argv, input=None, timeout_seconds=60.0):
+        if "--version" in argv:
+            return host.run(argv, input, timeout_seconds)
+        return Finished(4, b"", b"can't initialize: Permission denied (you must be root)")
+
+    with pytest.raises(Unsupported, match=f"takes root with capabilit.* {missing}"):
+        detect_variant(variant, denied)
+
+
+def test_legacy_tables_that_cannot_be_seen_are_told(host, capsys):
+    """They may hold the hint that decides, and nft would be taken for the wrong reason."""
+
+    def denied(argv, input=None, timeout_seconds=60.0):
+        if "legacy" in argv[0] and "--version" not in argv:
+            return Finished(3, b"", b"Permission denied (you must be root)")
+        return host.run(argv, input, timeout_seconds)
+
+    assert Variant.NFT is detect_variant("auto", denied).variant
+    said = capsys.readouterr().out
+    assert "legacy tables is not known" in said
+    assert "NET_RAW" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "families", "expected"),
+    [
+        pytest.param(Config(), list(Family), [LOCALNET], id="node ports on localhost"),
+        pytest.param(Config(), [Family.IPV6], [], id="not in IPv6"),
+        pytest.param(Config(localhost_nodeports=False), list(Family), [], id="switched off"),
+        pytest.param(
+            Config(nodeport_addresses=("primary",)), list(Family), [], id="primary excludes it"
+        ),
+    ],
+)
+def test_kernel_parameters(config, families, expected):
+    assert expected == parameters(config, families)
 
 
 def test_cleaning_up_twice_finds_nothing(host):

@@ -7,7 +7,7 @@ import pytest
 
 from pykubeproxy.host.netlink import attribute
 from pykubeproxy.ipvs import leftovers
-from pykubeproxy.ipvs.leftovers import clean_up, remove_leftovers
+from pykubeproxy.ipvs.leftovers import clean_up, plan_removal, remove_leftovers
 from pykubeproxy.ipvs.objects import Virtual
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.sync.flows import UDP, Scope, is_stale
@@ -165,6 +165,54 @@ def test_cleaning_takes_everything(kernel):
     assert {"virtual servers": 11, "device kube-ipvs0": 1, "ipsets": 34} == removal.removed
     assert [] == removal.problems
     assert {*OURS.values(), *FOREIGN.values()} == deleted(kernel)
+
+
+def test_a_plan_names_what_cleaning_takes_and_changes_nothing(kernel):
+    body = struct.pack("=BBBBBBBBI", 2, 32, 0, 0, 255, 110, 254, 2, 0)
+    kernel.answers[GET_ROUTE] = lambda _: [message(24, body + attribute(1, bytes((10, 96, 0, 9))))]
+    found, problems = plan_removal(connect=kernel)
+    assert [] == problems
+    assert [
+        *(f"virtual server {one}" for one in (*OURS.values(), *FOREIGN.values())),
+        "address 10.96.0.1 on device kube-ipvs0",
+        "address fd96::1 on device kube-ipvs0",
+        "device kube-ipvs0",
+        "route to 10.96.0.9 by another source",
+        "ipset KUBE-EXTERNAL-IP with 2 entries",
+        "ipset KUBE-NODE-PORT-TCP with 1 entry",
+        "ipset KUBE-NODE-PORT-UDP with 1 entry",
+        "ipset KUBE-NODE-PORT-SCTP-HASH with 1 entry",
+    ] == [line for line in found if "KUBE-6-" not in line]
+    looks = {GET_SERVICE, GET_LINK, GET_ADDRESSES, GET_ROUTE, LIST_SET}
+    assert set() == {kind for kind, _ in kernel.asked} - looks
+
+
+def test_a_plan_leaves_out_what_is_excluded(kernel):
+    found, _ = plan_removal(["192.0.2.0/24", "fd96::/16"], kernel)
+    assert {f"virtual server {one}" for one in (*OURS.values(), *FOREIGN.values())} - set(
+        found
+    ) == {
+        f"virtual server {one}"
+        for one in (*OURS.values(), *FOREIGN.values())
+        if one.address.startswith(("192.0.2.", "fd96:"))
+    }
+
+
+def test_a_plan_loads_no_module(kernel, loaded):
+    for name in ("IP_VS", "IP_SET"):
+        (loaded / name).unlink()
+    found, problems = plan_removal(connect=kernel)
+    assert [] == problems
+    assert all("device" in line for line in found)
+
+
+def test_what_a_plan_cannot_see_is_told(kernel):
+    kernel.answers[GET_LINK] = refuse(errno.EPERM)
+    found, problems = plan_removal(connect=kernel)
+    assert problems == [
+        "device kube-ipvs0: Operation not permitted; it takes root with capability NET_ADMIN"
+    ]
+    assert found
 
 
 def test_excluded_servers_stay(kernel):

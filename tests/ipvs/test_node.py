@@ -13,12 +13,12 @@ from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.ipvs.node import (
     Problem,
-    apply_sysctls,
     apply_timeouts,
     delete_device,
     ensure_device,
     explain,
     find_problems,
+    parameters,
 )
 from pykubeproxy.model.kinds import Family
 from tests.ipvs.scripted import (
@@ -340,26 +340,14 @@ REUSE = {"net/ipv4/vs/conn_reuse_mode": 0}
     ],
 )
 def test_kernel_parameters(root, strict_arp, release, changes):
-    assert [] == apply_sysctls(strict_arp, release)
+    sysctls.ensure(parameters(strict_arp, release))
     assert BEFORE | changes == {name: sysctls.read(name) for name in BEFORE}
 
 
-def test_every_parameter_that_cannot_be_set_is_named(root):
-    for name in ("conntrack", "expire_nodest_conn"):
-        (root / "net/ipv4/vs" / name).unlink()
-    (root / "net/ipv4/vs").rename(root / "vs")
-    (root / "net/ipv4/ip_forward").unlink()
-    (root / "net/ipv4/ip_forward").mkdir()
-    vs = [
-        f"cannot write 1 to {root}/net/ipv4/vs/{name}: No such file or directory; "
-        "load what brings it: modprobe ip_vs"
-        for name in ("conntrack", "expire_nodest_conn", "expire_quiescent_template")
-    ]
-    forward = (
-        f"cannot write 1 to {root}/net/ipv4/ip_forward: Is a directory; "
-        "run privileged, or set it on the node with: sysctl -w net.ipv4.ip_forward=1"
-    )
-    assert [*vs, forward] == apply_sysctls(False, "6.1.0")
+def test_what_a_module_brings_names_it(root):
+    """So that a node without it is told what to load."""
+    modules = {parameter.name: parameter.module for parameter in parameters(True, "5.4.0")}
+    assert {name: "ip_vs" if "/vs/" in name else "" for name in modules} == modules
 
 
 def timeouts(*seconds):

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from pykubeproxy.ipvs.objects import BoundAddress, IPSet, Real, SetEntry, Virtual
+from pykubeproxy.ipvs.objects import (
+    BoundAddress,
+    IPSet,
+    Real,
+    SetEntry,
+    Virtual,
+    servers_by_kind,
+)
 from pykubeproxy.model.kinds import Protocol
 
 V4 = Virtual(Protocol.TCP, "10.96.0.1", 443)
@@ -32,3 +39,9 @@ def test_keys_in_words(key, expected):
 def test_real_servers_of_two_virtual_servers_are_two():
     other = Virtual(Protocol.TCP, "10.96.0.2", 443)
     assert 2 == len({Real(V4, "10.1.0.5", 80), Real(other, "10.1.0.5", 80)})
+
+
+def test_servers_are_counted_by_kind():
+    reals = (Real(V4, "10.1.0.5", 80), Real(V4, "10.1.0.6", 80))
+    assert {"virtual": 1, "real": 2} == servers_by_kind([V4, *reals, BoundAddress("10.96.0.1")])
+    assert {"virtual": 0, "real": 0} == servers_by_kind([])

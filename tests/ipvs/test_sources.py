@@ -9,7 +9,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from pykubeproxy.host.netlink import attribute
 from pykubeproxy.ipvs.messages import del_address, new_address
-from pykubeproxy.ipvs.sources import give_back, remove_routes, steer_away
+from pykubeproxy.ipvs.sources import give_back, remove_routes, steer_away, steered
 from tests.ipvs.scripted import (
     DEL_ADDRESS,
     DEL_ROUTE,
@@ -72,6 +72,11 @@ def _get_route(kernel, body):
     if source is None:
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
     return bytes(12) + attribute(4, bytes(4)) + attribute(7, packed(source))
+
+
+def test_what_was_steered_is_told_by_the_routes_of_ours(kernel):
+    kernel.routes = [route(VIP), route(NODE, protocol=2), route(VIP, table=254)]
+    assert [VIP] == steered(kernel)
 
 
 # --- away ---

@@ -930,11 +930,33 @@ def test_rules_in_total_follow_what_is_wanted():
         world.compiler,
         world.kernel,
         clock=lambda: world.now,
-        rules_of=lambda objects: {"nat": len(objects)},
+        counts_of=lambda objects: {"nat": len(objects)},
     )
     world.put("a", "b").run()
-    assert {"nat": 5} == world.reconciler.rules
+    assert {"nat": 5} == world.reconciler.counts
     world.drop("a")
     world.kernel.unknowns = ["before"]
     world.run()
-    assert {"nat": 3} == world.reconciler.rules
+    assert {"nat": 3} == world.reconciler.counts
+
+
+# --- what is told of a pass ---
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        pytest.param(lambda w: None, False, id="a change"),
+        pytest.param(lambda w: w.reconciler.distrust(), True, id="compared with the kernel"),
+        pytest.param(lambda w: setattr(w, "node", ELSEWHERE), True, id="all is decided anew"),
+    ],
+)
+def test_a_full_pass_looks_at_everything(world, before, expected):
+    assert world.put("a").run().full
+    before(world)
+    assert expected == world.put("a", address="10.0.0.2").run().full
+
+
+def test_the_causes_of_what_was_written_are_those_of_the_family(world):
+    touched = Touched(triggers={"IPv4": ("t1", "t2"), "IPv6": ("t3",)})
+    assert ("t1", "t2") == world.reconciler.run(touched, world.store, NODE).triggers

@@ -432,16 +432,16 @@ def test_rules_are_counted_as_they_come_and_go():
     tracker.want(A, {"n1": 3, "n2": 1, "f": 1})
     tracker.want(B, {"n3": 5})
     tracker.want(A, {"n1": 4})
-    assert {"n": 9, "f": 0} == tracker.rules
+    assert {"n": 9, "f": 0} == tracker.counts
     tracker.want(B, {})
-    assert {"n": 4, "f": 0} == tracker.rules
+    assert {"n": 4, "f": 0} == tracker.counts
 
 
 def test_what_is_wanted_counts_whatever_the_kernel_holds():
     tracker = Tracker(claim, lengths)
     settled(tracker, (A, {"n1": 3}))
     tracker.align(Kernel({"n9": 7}, strays=["n9"]))
-    assert {"n": 3} == tracker.rules
+    assert {"n": 3} == tracker.counts
 
 
 def test_rules_of_unchanged_owners_are_not_counted_again():

@@ -11,6 +11,7 @@ import pytest
 
 from e2e.kernel.test_conntrack_kernel import Namespace
 from pykubeproxy.errors import HostError
+from pykubeproxy.host import sysctls
 from pykubeproxy.iptables.tools import Tools
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.ipvs import leftovers
@@ -18,11 +19,11 @@ from pykubeproxy.ipvs.leftovers import clean_up, remove_leftovers
 from pykubeproxy.ipvs.names import SETS, set_name
 from pykubeproxy.ipvs.node import (
     Problem,
-    apply_sysctls,
     apply_timeouts,
     delete_device,
     ensure_device,
     find_problems,
+    parameters,
 )
 from pykubeproxy.ipvs.sources import give_back
 from pykubeproxy.model.kinds import Family
@@ -98,7 +99,7 @@ def sysctl(namespace, name):
 
 
 def test_kernel_parameters_are_set(namespace):
-    assert [] == namespace.call(apply_sysctls, True)
+    namespace.call(sysctls.ensure, parameters(True))
     for name, expected in (
         ("net.ipv4.vs.conntrack", 1),
         ("net.ipv4.vs.expire_nodest_conn", 1),
@@ -111,7 +112,7 @@ def test_kernel_parameters_are_set(namespace):
 
 
 def test_arp_is_left_alone_unless_asked_for(namespace):
-    assert [] == namespace.call(apply_sysctls, False)
+    namespace.call(sysctls.ensure, parameters(False))
     assert 0 == sysctl(namespace, "net.ipv4.conf.all.arp_ignore")
 
 
@@ -259,7 +260,7 @@ class Connected:
 
 @pytest.fixture
 def connected(namespace):
-    namespace.call(apply_sysctls, False)
+    namespace.call(sysctls.ensure, parameters(False))
     leave(namespace)
     namespace.run("ipvsadm", "-a", "-t", "10.96.0.1:80", "-r", "127.0.0.1:8080", "-m")
     connected = namespace.call(Connected)
