@@ -9,29 +9,39 @@
 #   make bench   set up, then what starts and changes cost, in worlds WORLDS, both variants
 #   make figures      the picture and the tables of docs/performance.md, from its .json
 #   make performance  everything on that page measured anew (half an hour), and make figures
+#   make image   the container image, and its bill of materials in dist/ (wants docker, or ENGINE)
+#   make kind    the image in kind clusters, tested from pods (wants docker, kind, kubectl)
+#   make lock    the image's Python packages, locked anew at their newest versions
+#   make rules        deploy/monitoring/prometheusrule.yaml, from rules.yaml beside it
 #
 # WORLDS      for make bench: SERVICESxENDPOINTS, several (unless said otherwise 1000x5 10000x5)
 # MODE        for make demo: iptables (unless said otherwise) or ipvs
 # PYTHON      the interpreter to build .venv with (3.11 or later)
+# ENGINE      for make image: docker (unless said otherwise), podman or buildah
+# MODES       for make kind: iptables, ipvs (unless said otherwise both)
 # KUBECONFIG  for make e2e-cluster: a cluster to run that suite against
 
 MODE ?= iptables
 WORLDS ?= 1000x5 10000x5
 ALL_WORLDS := 100x5 1000x5 2000x5 5000x5 10000x5 20000x5 1000x250 1x10000
+ENGINE ?= docker
+IMAGE := pykubeproxy:0.1.0
 PERFORMANCE := docs/performance.json
+MONITORING := deploy/monitoring
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := iptables iproute2 ipset ipvsadm conntrack nfacct nftables user-mode-linux kmod \
-	python3-venv python3-dev gcc libc6-dev
-TOOLS := iptables-nft iptables-legacy ip ipset ipvsadm conntrack nfacct nft linux.uml modprobe gcc
+	prometheus debootstrap python3-venv python3-dev gcc libc6-dev
+TOOLS := iptables-nft iptables-legacy ip ipset ipvsadm conntrack nfacct nft linux.uml modprobe \
+	prometheus promtool debootstrap gcc
 STAMP := $(VENV)/.stamp
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test check setup tools unit kernel guest cluster e2e-cluster golden bench figures performance \
-	format clean
+.PHONY: help demo test check setup tools unit kernel guest cluster monitoring e2e-cluster golden \
+	bench figures performance rules image kind lock format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,6 +63,9 @@ guest: setup
 
 cluster: setup
 	$(SUDO) $(BIN)/python -m pytest e2e/cluster
+
+monitoring: setup
+	$(SUDO) $(BIN)/python -m pytest e2e/monitoring
 
 e2e-cluster: setup
 	@test -n "$(KUBECONFIG)" || { echo "name a cluster: make e2e-cluster KUBECONFIG=FILE"; exit 2; }
@@ -76,6 +89,22 @@ figures: setup
 performance: setup
 	$(SUDO) $(BIN)/python -m bench run --json $(PERFORMANCE) $(ALL_WORLDS)
 	$(BIN)/python -m bench figures $(PERFORMANCE)
+
+image:
+	$(ENGINE) build --build-arg REVISION="$$(git rev-parse HEAD)" --tag $(IMAGE) .
+	$(ENGINE) build --target sbom --output dist .
+
+kind: setup
+	$(BIN)/python -m e2e.kind $(MODES)
+
+lock: setup
+	$(BIN)/python -m pip install -q uv
+	deploy/image/lock $(BIN)
+
+rules:
+	sed -i '/^spec:$$/q' $(MONITORING)/prometheusrule.yaml
+	sed -n '/^groups:$$/,$$p' $(MONITORING)/rules.yaml | sed 's/^./  &/' \
+		>>$(MONITORING)/prometheusrule.yaml
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -92,7 +92,7 @@ class Node:
             )
         )
         reconciler = Reconciler(
-            Family.IPV4, compiler, dataplane, lambda: self.now, rules_of=rules_by_table
+            Family.IPV4, compiler, dataplane, lambda: self.now, counts_of=rules_by_table
         )
         self.mailbox = Mailbox()
         self.loop = SyncLoop(
@@ -116,6 +116,8 @@ class Node:
         """What was done so far, by name, labels other than the kind added up."""
         found = {"runs": self.tools.calls["iptables-restore"], "ports": self.ports.told}
         for family in self.metrics.registry.collect():
+            if family.name == "pykubeproxy_conntrack_deletions":
+                continue  # of a thread of its own
             if family.type == "counter" and family.name.startswith("pykubeproxy_"):
                 for sample in family.samples:
                     if sample.name.endswith("_total"):
