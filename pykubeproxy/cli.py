@@ -6,11 +6,12 @@ stop. Everything else 1.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -39,20 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     sources: list[Source] = []
 
+    judged = _handed_over()
+
     def read(path: Path) -> str:
-        sources.append(Source(path, read_file(path)))
+        sources.append(Source(path, read_file(path) if judged is None else judged))
         return sources[-1].text
 
     try:
         config = configure(arguments, read)
         if config is None:
             asked = parse(arguments).always["--help"].value
-            sys.stdout.write(full_usage() if asked == "all" else usage())
-            return 0
+            return _print(full_usage() if asked == "all" else usage())
         match config.command:
             case Command.VERSION:
-                sys.stdout.write(_version(config))
-                return 0
+                return _print(_version(config))
             case Command.WRITE_CONFIG:
                 return _write_config(config)
         # Late, so that all of the above and wrong flags answer without loading the daemon.
@@ -65,10 +66,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         logs.say_notices(config.notices)
         clean_up = config.command is Command.CLEANUP
-        return daemon.cleanup(config) if clean_up else daemon.initialise(config)
+        return daemon.cleanup(config, _print) if clean_up else daemon.initialise(config)
     except (ConfigError, HostError) as error:
-        sys.stderr.write(f"pykubeproxy: {error}\n")
+        _complain(str(error))
         return 1
+    except KeyboardInterrupt:
+        # Serving has its own way to end; the rest may be cut off anywhere and begun again.
+        _complain("interrupted; what was not done yet is done when it is run again")
+        return 128 + signal.SIGINT
+
+
+def _print(text: str) -> int:
+    """Write *text* to standard output.
+
+    Raises:
+        HostError: it is full, closed, or nobody reads it any more.
+    """
+    try:
+        if sys.stdout is None:  # it was closed when the interpreter began
+            raise OSError(errno.EBADF, "it is closed")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in its buffer would be complained about once more at the exit.
+        sys.stdout = None  # what Python itself has for a closed one
+        raise HostError(f"cannot write to standard output: {error.strerror}") from error
+    return 0
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError, AttributeError):  # there may be nobody to tell
+        sys.stderr.write(f"pykubeproxy: {text}\n")
 
 
 def configure(argv: Sequence[str], read: Callable[[Path], str] = read_file) -> Config | None:
@@ -181,7 +209,7 @@ def _write_config(config: Config) -> int:
     if config.healthz_address is None:
         notices.append("with a file there is always a health server: --healthz-port=0 is not in it")
     for notice in notices:
-        sys.stderr.write(f"pykubeproxy: notice: {notice}\n")
+        _complain(f"notice: {notice}")
     try:
         Path(config.write_config_to).write_text(to_yaml(config), encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -223,12 +251,48 @@ def _serve(config: Config, arguments: Sequence[str], sources: Sequence[Source]) 
             raise SystemExit(0)  # again: the first one may have been raised where none can be
         status = daemon.run(config, supply, reload)
         if status == daemon.RESTART:
-            _start_anew(arguments)
+            assert reload is not None
+            _start_anew(arguments, reload.text)
     return status == 0
 
 
-def _start_anew(arguments: Sequence[str]) -> None:
-    """Become the program again, in this process.
+_JUDGED = "PYKUBEPROXY_JUDGED_CONFIGURATION"
+"""Environment variable: the descriptor of what the program before in this process handed over."""
+
+
+def _left_behind(text: str) -> dict[str, str]:
+    """Leave *text* to the program that this process becomes; returns what its environment says.
+
+    What the file holds by then may be unusable, which is to be told and not to end everything.
+    """
+    try:
+        fd = os.memfd_create("configuration")
+        with open(fd, "wb", closefd=False) as file:
+            file.write(text.encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.set_inheritable(fd, True)
+    except OSError:
+        return {}  # no memory or descriptor left: then the file is read
+    return {_JUDGED: str(fd)}
+
+
+def _handed_over() -> str | None:
+    """The text of the configuration file that this start was judged by, if it is not the first.
+
+    Should the file have changed meanwhile, whoever follows it finds that and judges again.
+    """
+    given = os.environ.pop(_JUDGED, None)
+    if given is None:
+        return None
+    try:
+        with open(int(given), "rb") as file:
+            return file.read().decode()
+    except (OSError, ValueError):
+        return None
+
+
+def _start_anew(arguments: Sequence[str], text: str) -> None:
+    """Become the program again, in this process, with *text* for the configuration file.
 
     Raises:
         HostError: the interpreter cannot be run any more.
@@ -239,10 +303,12 @@ def _start_anew(arguments: Sequence[str]) -> None:
     # A signal between here and the new program's handlers would kill it, or, as process 1 of a
     # container, be lost. So it waits; `_ended_by_signals` lets it come.
     signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    environment = {**os.environ, **_left_behind(text)}
+    with suppress(OSError, AttributeError):  # nobody may be reading
+        sys.stdout.flush()
+        sys.stderr.flush()
     try:
-        os.execv(sys.executable, [sys.executable, *command])
+        os.execve(sys.executable, [sys.executable, *command], environment)
     except OSError as error:
         reason = f"cannot run {sys.executable or 'the interpreter'} again: {error.strerror}"
         raise HostError(f"{reason}; start pykubeproxy anew, rules stay meanwhile") from error

@@ -10,7 +10,6 @@ import gc
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -122,6 +121,7 @@ def run(config: Config, supply: Supply, reload: Reload | None = None) -> int:
         sync.start()
         parts.callback(_end_sync, sync, stop, supply.mailbox)
         if reload is not None:
+            reload.check_node = loop.check
             reload.start(end.ask)
             parts.callback(reload.stop)
         end.wait()
@@ -159,12 +159,10 @@ def rehearse(config: Config) -> None:
     Raises:
         ConfigError, HostError: what is missing.
     """
-    if config.kubeconfig:
-        try:
-            Path(config.kubeconfig).open("rb").close()
-        except OSError as error:
-            problem = f"cannot read {config.kubeconfig}: {error.strerror}"
-            raise ConfigError("clientConnection.kubeconfig", problem) from error
+    if not config.manifests:
+        from pykubeproxy.watch.login import loader_for
+
+        loader_for(config.kubeconfig or None, config.master or None)()
     tools = _find_tools(config, remembering())
     mode, _ = _choose_mode(config, tools)
     refusals = sysctls.foresee(_parameters(mode, config, tools))
@@ -172,16 +170,16 @@ def rehearse(config: Config) -> None:
         raise sysctls.complain(refusals)
 
 
-def cleanup(config: Config) -> int:
+def cleanup(config: Config, show: Callable[[str], object]) -> int:
     """Remove all that any mode made, in both iptables variants and families.
 
-    With ``config.dry_run`` only say what that would be, a thing per line on standard output.
+    With ``config.dry_run`` only *show* what that would be, a thing per line.
     Returns the exit status.
     """
     from pykubeproxy.ipvs import leftovers
 
     if config.dry_run:
-        return _show_cleanup(config)
+        return _show_cleanup(config, show)
     lock = _node_lock(config, namespace_identity())
     if lock is not None and not lock.is_free:
         log.warning(
@@ -209,7 +207,7 @@ def cleanup(config: Config) -> int:
     return 1 if problems else 0
 
 
-def _show_cleanup(config: Config) -> int:
+def _show_cleanup(config: Config, show: Callable[[str], object]) -> int:
     from pykubeproxy.ipvs import leftovers
 
     removals, problems = plan_removal()
@@ -220,7 +218,7 @@ def _show_cleanup(config: Config) -> int:
     state = _state(config)
     if state is not None:
         lines += [f"file {path}" for path in state.files(partial(_is_removable, state))]
-    sys.stdout.writelines(f"{line}\n" for line in lines or ["nothing of ours was found"])
+    show("".join(f"{line}\n" for line in lines or ["nothing of ours was found"]))
     for problem in problems + more_problems:
         log.error("not looked at", reason=problem)
     return 1 if problems or more_problems else 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Iterable
-from typing import TextIO
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -23,6 +25,7 @@ def configure(log_format: str, verbosity: int, stream: TextIO | None = None) -> 
     """
     level = logging.DEBUG if verbosity >= DEBUG_VERBOSITY else logging.INFO
     render = structlog.processors.JSONRenderer() if log_format == "json" else _render_text
+    output = cast(TextIO, _Patient(stream or sys.stderr))  # as far as it is asked for
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -31,10 +34,28 @@ def configure(log_format: str, verbosity: int, stream: TextIO | None = None) -> 
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=output),
         # Not cached: modules make their loggers at import, tests configure several times.
         cache_logger_on_first_use=False,
     )
+
+
+class _Patient(io.TextIOBase):
+    """Writes to *stream*, or to nobody: a full disk or a reader that went away ends no proxy."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None: it was closed when the interpreter began
+
+    def write(self, text: str, /) -> int:
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with suppress(OSError, ValueError):  # of a stream that was closed
+                self._stream.flush()
 
 
 def say_notices(notices: Iterable[str]) -> None:

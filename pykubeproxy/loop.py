@@ -13,9 +13,9 @@ from threading import Event as StopEvent
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from pykubeproxy.config import Config
+from pykubeproxy.config import Config, DetectLocalMode
 from pykubeproxy.errors import ConfigError, HostError
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
@@ -61,6 +61,9 @@ class Listener(Protocol):
 
     def lacking(self, kinds: Sequence[Kind]) -> None:
         """First lists of these kinds have not come yet; told until there are none."""
+
+    def awaiting(self, what: str) -> None:
+        """That of this node is waited for before anything is written; empty: nothing any more."""
 
     def syncing(self) -> None:
         """A pass of every family begins; it has taken all that arrived."""
@@ -169,6 +172,7 @@ class SyncLoop:
         self._waiting: Waiting | None = None
         self._doubted: set[str] = set()
         self._mismatch: tuple[str, ...] = ()
+        self._lost_pod_cidrs = False
 
     def addresses_changed(self) -> None:
         """Look at the node's addresses again; from any thread."""
@@ -178,6 +182,14 @@ class SyncLoop:
     def oldest_changes(self) -> dict[Family, float | None]:
         """When the oldest change came that the kernel does not have yet; from any thread."""
         return {family: backlog.oldest for family, backlog in self._backlogs.items()}
+
+    def check(self, config: Config) -> None:
+        """Look at whether *config* suits this node, as far as it is known; from any thread.
+
+        Raises:
+            ConfigError: it does not, and a start with it would end at that.
+        """
+        self._end_at_fatal(config, self._store.node)
 
     def run(self) -> None:
         """Raises ConfigError or HostError where this node cannot be served as configured."""
@@ -257,6 +269,8 @@ class SyncLoop:
         # Its time runs from the first list of Nodes on, whatever else is missing.
         waiting = None if Kind.NODE in missing else self._node_wait.look(now, node)
         before, self._waiting = self._waiting, waiting
+        if waiting != before:
+            self._listener.awaiting(waiting.missing if waiting else "")
         if missing:
             if now >= self._complain_at:
                 self._complain_at = now + PATIENCE_SECONDS
@@ -280,25 +294,29 @@ class SyncLoop:
                 reason=left.reason,
                 waited_seconds=NODE_SECONDS,
             )
-        for doubt in self._doubts():
-            if doubt.fatal:
-                raise ConfigError(doubt.where, doubt.text)
-        log.info("serving", families=", ".join(self._serves), primary=self._primary().value)
+        self._end_at_fatal(self._config, node)
+        primary = self._primary(self._config, node)
+        log.info("serving", families=", ".join(self._serves), primary=primary.value)
         self._ready = True
         self._pacer.request(now)
         return True
 
-    def _doubts(self) -> list[Doubt]:
-        return doubts(self._config, self._store.node, self._primary(), self._serves)
+    def _end_at_fatal(self, config: Config, node: Node | None) -> None:
+        for doubt in self._doubts(config, node):
+            if doubt.fatal:
+                raise ConfigError(doubt.where, doubt.text)
 
-    def _primary(self) -> Family:
-        known = primary_family(self._config, self._store.node)
+    def _doubts(self, config: Config, node: Node | None) -> list[Doubt]:
+        return doubts(config, node, self._primary(config, node), self._serves)
+
+    def _primary(self, config: Config, node: Node | None) -> Family:
+        known = primary_family(config, node)
         # Without an API nobody has to say which family is the first.
-        return known or (self._serves[0] if self._config.manifests else Family.IPV4)
+        return known or (self._serves[0] if config.manifests else Family.IPV4)
 
     def _compare_with_node(self) -> None:
         """Say what of the configuration does not suit this node; each once, while it is so."""
-        found = {doubt.text for doubt in self._doubts()}
+        found = {doubt.text for doubt in self._doubts(self._config, self._store.node)}
         for text in sorted(found - self._doubted):
             log.warning("configuration may be incomplete or incorrect", reason=text)
         self._doubted = found
@@ -315,6 +333,7 @@ class SyncLoop:
     def _refresh_contexts(self) -> None:
         self._contexts_stale = False
         self._compare_with_node()
+        self._notice_lost_pod_cidrs()
         for proxy in self._families:
             addresses: Iterable[str] = ()
             if proxy.addresses is not None:
@@ -334,11 +353,23 @@ class SyncLoop:
                 every_address=proxy.every_address,
             )
             before = self._contexts.get(proxy.family)
+            if before is not None and self._lost_pod_cidrs:
+                context = structs.replace(context, pod_traffic=before.pod_traffic)
             if context != before:
                 self._contexts[proxy.family] = context
                 if before is not None:
-                    log.info("this node changed", family=proxy.family.value, now=str(context))
+                    news = _news(before, context)
+                    log.info("this node changed", family=proxy.family.value, **news)
                     self._pacer.request(self._clock())
+
+    def _notice_lost_pod_cidrs(self) -> None:
+        """A Node that was registered anew has none until they are given to it again."""
+        node = self._store.node
+        by_node = self._config.detect_local_mode is DetectLocalMode.NODE_CIDR
+        lost = by_node and node is not None and not node.spec.pod_cidrs
+        if lost and not self._lost_pod_cidrs and self._contexts:
+            log.warning("the Node object has no podCIDRs any more, the last ones stay in use")
+        self._lost_pod_cidrs = lost
 
     # --- passes ---
 
@@ -527,3 +558,9 @@ class SyncLoop:
 
 def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 1)
+
+
+def _news(before: NodeContext, now: NodeContext) -> dict[str, str]:
+    """What is another now, by its name."""
+    was, becomes = structs.asdict(before), structs.asdict(now)
+    return {name: str(value) for name, value in becomes.items() if value != was[name]}

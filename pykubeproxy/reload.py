@@ -25,9 +25,10 @@ class Reload:
     """Follows the file at *path*, which held *text* when *running* was made of it.
 
     *judge* makes a configuration of a text as at the start of the process, and *rehearse* raises
-    what a start with it would end at on this node. ``wanted`` turns true when the process is to
-    end so that it can begin anew. ``tell_valid`` is called after each change, with whether the
-    file can be used.
+    what a start with it would end at on this node, as ``check_node`` does for what the Node
+    object tells. ``wanted`` turns true when the process is to end so that it can begin anew, with
+    ``text``, the last one that can be used. ``tell_valid`` is called after each change, with
+    whether the file can be used.
     """
 
     def __init__(
@@ -43,17 +44,21 @@ class Reload:
         self._path = path
         self._judge = judge
         self._rehearse = rehearse
-        self._text = text
+        self.text = text
         self._stop: Callable[[], None] = _do_nothing
         self._ask_to_end: Callable[[], None] = _do_nothing
         self.tell_valid: Callable[[bool], None] = _ignore
+        self.check_node: Callable[[Config], None] = _ignore
 
     def start(self, ask_to_end: Callable[[], None]) -> None:
         """Begin to follow; *ask_to_end* is called, from another thread, once ``wanted`` is true."""
         from pykubeproxy.watch.config_file import ConfigFile  # late: most of a start needs none
 
+        if self._path.exists() and not self._path.is_file():
+            log.warning("configuration not followed, it came from no file", path=str(self._path))
+            return  # of a pipe nothing is left to be read
         self._ask_to_end = ask_to_end
-        file = ConfigFile(self._path, self._text, self.consider)
+        file = ConfigFile(self._path, self.text, self.consider)
         file.start()
         self._stop = file.stop
 
@@ -68,6 +73,7 @@ class Reload:
             config = self._judge(text)
             same = is_same(self._running, config)
             if not same:
+                self.check_node(config)
                 self._rehearse(config)
         except (ConfigError, HostError) as error:
             problems = error.problems if isinstance(error, ConfigError) else [("", str(error))]
@@ -79,6 +85,7 @@ class Reload:
             )
             self.tell_valid(False)
             return
+        self.text = text
         self.tell_valid(True)
         if same:
             # What is odd about the new text is told nowhere else.
@@ -97,5 +104,5 @@ def _do_nothing() -> None:
     pass
 
 
-def _ignore(_valid: bool) -> None:
+def _ignore(_: object) -> None:
     pass

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -52,7 +54,7 @@ def daemon(monkeypatch):
         RESTART=-1,
         rehearse=lambda config: called.append(("rehearse", config)),
         run=lambda config, supply, reload: called.append(("run", config, supply, reload)) or 0,
-        cleanup=lambda config: called.append(("cleanup", config)) or 0,
+        cleanup=lambda config, _show: called.append(("cleanup", config)) or 0,
         initialise=lambda config: called.append(("initialise", config)) or 0,
     )
     monkeypatch.setitem(sys.modules, "pykubeproxy.daemon", fake)
@@ -252,6 +254,37 @@ def test_a_file_that_is_not_there_hides_no_wrong_flag(tmp_path, capsys):
     assert "--iptables-variant: invalid value 'x'" in error
 
 
+# --- output that cannot be written ---
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help", "--help=all"])
+@pytest.mark.parametrize(
+    ("redirection", "words"),
+    [
+        pytest.param(">/dev/full", "No space left on device", id="full"),
+        pytest.param(">&-", "it is closed", id="closed"),
+    ],
+)
+def test_output_that_cannot_be_written_is_told_in_a_line(flag, redirection, words):
+    command = [sys.executable, "-m", "pykubeproxy", flag]
+    shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", *command]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
+    expected = f"pykubeproxy: cannot write to standard output: {words}\n"
+    assert (1, expected) == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("action", ["cleanup", "initialise"])
+def test_an_interruption_is_told_in_a_line(daemon, monkeypatch, capsys, action):
+    flag = {"cleanup": "--cleanup", "initialise": "--init-only"}[action]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(daemon, action, interrupted)
+    assert 130 == cli.main([flag])
+    assert capsys.readouterr().err.startswith("pykubeproxy: interrupted; ")
+
+
 # --- writing ---
 
 
@@ -303,7 +336,7 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path, capsys):
 
 def test_the_process_begins_anew_as_it_was_started(daemon, path, monkeypatch):
     began = []
-    monkeypatch.setattr("os.execv", lambda *command: began.append(command))
+    monkeypatch.setattr("os.execve", lambda *command: began.append(command))
     monkeypatch.setattr(sys, "argv", ["pykubeproxy", f"--config={path}"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "x", "script", f"--config={path}"])
     monkeypatch.setattr(daemon, "run", lambda _config, _supply, _reload: daemon.RESTART)
@@ -314,7 +347,17 @@ def test_the_process_begins_anew_as_it_was_started(daemon, path, monkeypatch):
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     command = [sys.executable, "-X", "x", "script", f"--config={path}"]
-    assert [(sys.executable, command)] == began
+    (program, arguments, environment) = began.pop()
+    assert (sys.executable, command) == (program, arguments)
+
+    # The new program begins with what was judged, and judges by itself what is there now.
+    Path(path).write_text("no configuration")
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(daemon, "run", lambda *given: daemon.called.append(("run", *given)) or 0)
+    assert 0 == cli.main([f"--config={path}"])
+    (_, config, _, reload) = daemon.called.pop()
+    assert ("from-file", FILE) == (config.node_name, reload.text)
+    assert 1 == cli.main([f"--config={path}"])  # once
 
 
 def test_an_interpreter_that_is_gone_is_told(daemon, path, monkeypatch, capsys):

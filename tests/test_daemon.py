@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import ExitStack
 from threading import Event
 
@@ -86,6 +87,10 @@ class Cleaners:
         return self.servers
 
 
+def cleaned(config):
+    return daemon.cleanup(config, sys.stdout.write)
+
+
 @pytest.fixture
 def cleaners(monkeypatch):
     return Cleaners(monkeypatch)
@@ -103,19 +108,19 @@ def cleaners(monkeypatch):
 def test_the_exit_status_of_cleanup(cleaners, rules, servers, status):
     removed, problems = rules
     cleaners.rules, cleaners.servers = (Removed(removed), problems), Removal(*servers)
-    assert status == daemon.cleanup(Config(state_directory=""))
+    assert status == cleaned(Config(state_directory=""))
 
 
 def test_cleanup_removes_rules_before_the_sets_that_they_ask(cleaners):
     config = Config(state_directory="", ipvs=IpvsConfig(exclude_cidrs=("192.0.2.0/24",)))
-    daemon.cleanup(config)
+    cleaned(config)
     assert ["rules", ("servers", ("192.0.2.0/24",))] == cleaners.calls
 
 
 def test_cleanup_forgets_what_was_written(cleaners, tmp_path):
     for name in ("iptables-IPv4-nft-cookie-1", "lock-cookie-1", "theirs"):
         (tmp_path / name).touch()
-    daemon.cleanup(Config(state_directory=str(tmp_path)))
+    cleaned(Config(state_directory=str(tmp_path)))
     assert ["theirs"] == [path.name for path in tmp_path.iterdir()]
 
 
@@ -125,7 +130,7 @@ def test_cleanup_says_that_a_daemon_is_running_and_leaves_it_its_lock(
     monkeypatch.setattr(daemon, "namespace_identity", lambda: ("boot", "cookie-1"))
     lock = NodeLock(tmp_path, "cookie-1")
     assert lock.take()
-    daemon.cleanup(Config(state_directory=str(tmp_path)))
+    cleaned(Config(state_directory=str(tmp_path)))
     assert ["lock-cookie-1"] == [path.name for path in tmp_path.iterdir()]
     assert "will write its rules again" in capsys.readouterr().out
     lock.release()
@@ -147,7 +152,7 @@ def test_a_dry_run_lists_all_and_removes_nothing(cleaners, monkeypatch, tmp_path
         tables=[("ip6", "kube-proxy")],
         servers=["virtual server tcp 10.96.0.1:80", "device kube-ipvs0"],
     )
-    assert 0 == daemon.cleanup(Config(dry_run=True, state_directory=str(tmp_path)))
+    assert 0 == cleaned(Config(dry_run=True, state_directory=str(tmp_path)))
     assert [
         "iptables-nft, table nat: chain KUBE-SERVICES with 3 rules",
         "nftables: table ip6 kube-proxy",
@@ -161,13 +166,13 @@ def test_a_dry_run_lists_all_and_removes_nothing(cleaners, monkeypatch, tmp_path
 
 def test_a_dry_run_on_a_clean_node_says_so(cleaners, monkeypatch, capsys):
     planned(monkeypatch)
-    assert 0 == daemon.cleanup(Config(dry_run=True, state_directory=""))
+    assert 0 == cleaned(Config(dry_run=True, state_directory=""))
     assert ["nothing of ours was found"] == capsys.readouterr().out.splitlines()
 
 
 def test_a_dry_run_that_could_not_see_everything_fails(cleaners, monkeypatch):
     planned(monkeypatch, problems=["iptables-nft-save: Permission denied"])
-    assert 1 == daemon.cleanup(Config(dry_run=True, state_directory=""))
+    assert 1 == cleaned(Config(dry_run=True, state_directory=""))
 
 
 # --- initialising ---
@@ -456,19 +461,21 @@ def test_a_fallback_is_told_by_an_event_and_a_metric(monkeypatch, problems, runn
 
 def test_a_rehearsal_changes_nothing(capable):
     before = values()
-    daemon.rehearse(Config(kubeconfig=__file__))
+    daemon.rehearse(Config(master="https://192.0.2.1:6443"))
     assert before == values()
 
 
 def test_a_rehearsal_tells_what_a_start_would_end_at(capable, monkeypatch):
-    with pytest.raises(ConfigError, match="kubeconfig: cannot read /absent: No such file"):
-        daemon.rehearse(Config(kubeconfig="/absent"))
+    for kubeconfig in ("/absent", __file__):
+        with pytest.raises(ConfigError, match=f"kubeconfig: {kubeconfig}"):
+            daemon.rehearse(Config(kubeconfig=kubeconfig))
     monkeypatch.setattr("pykubeproxy.ipvs.node.find_problems", lambda *_: [NO_IPVS])
     monkeypatch.setattr(daemon, "RECHECK_SECONDS", 0)
+    ipvs = IpvsConfig(falls_back=False)
     with pytest.raises(Unsupported):
-        daemon.rehearse(Config(mode="ipvs", ipvs=IpvsConfig(falls_back=False)))
+        daemon.rehearse(Config(manifests="/m", mode="ipvs", ipvs=ipvs))
     path = Parameter(MAX, 0).path
     path.unlink()
     path.mkdir()
     with pytest.raises(HostError, match=r"nf_conntrack_max=131072"):
-        daemon.rehearse(Config())
+        daemon.rehearse(Config(manifests="/m"))

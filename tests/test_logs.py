@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 
@@ -47,3 +48,20 @@ def test_a_traceback_follows_its_line(output):
         structlog.get_logger().exception("failed")
     assert output.getvalue().splitlines()[0].endswith(" failed")
     assert output.getvalue().splitlines()[-1] == "ValueError: boom"
+
+
+class Full(io.StringIO):
+    """Nothing can be written to it."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        self.write("")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_log_that_cannot_be_written_ends_nothing(form):
+    logs.configure(form, 0, Full())
+    structlog.get_logger().info("started")
+    structlog.reset_defaults()

@@ -20,6 +20,7 @@ from pykubeproxy.loop import (
     SyncLoop,
 )
 from pykubeproxy.model.kinds import Family
+from pykubeproxy.model.node import PodCIDR
 from pykubeproxy.model.objects import EndpointSlice, Kind, ObjectKey
 from pykubeproxy.sync.nodewait import NODE_SECONDS, POD_CIDR_SECONDS
 from pykubeproxy.sync.reconciler import Reconciler
@@ -53,6 +54,7 @@ class Heard:
         self.arrivals = []
         self.families = None
         self.lacked = []
+        self.awaited = []
         self.syncs = 0
         self.nodes = []
         self.requests = 0
@@ -69,6 +71,9 @@ class Heard:
 
     def lacking(self, kinds):
         self.lacked.append(list(kinds))
+
+    def awaiting(self, what):
+        self.awaited.append(what)
 
     def syncing(self):
         self.syncs += 1
@@ -259,7 +264,40 @@ def test_a_node_that_is_deleted_leaves_what_it_told(started, capsys):
     assert 1 == len(started.heard.reports)
 
 
+def test_pod_cidrs_that_go_away_stay_in_use_until_there_are_others(capsys):
+    """A Node that registers itself anew has none at first."""
+    rig = Rig(detect_local_mode=DetectLocalMode.NODE_CIDR)
+    rig.list_all(nodes=[node(pod_cidrs=["10.244.0.0/24"])])
+    seen = []
+    for then in (node(), node(zone="a"), node(pod_cidrs=["10.244.7.0/24"])):
+        rig.step(5.0)
+        seen.append(rig.heard.contexts[Family.IPV4].pod_traffic)
+        rig.mailbox.put(Put(Kind.NODE, then))
+    rig.step(5.0)
+    seen.append(rig.heard.contexts[Family.IPV4].pod_traffic)
+    assert [*[PodCIDR("10.244.0.0/24")] * 3, PodCIDR("10.244.7.0/24")] == seen
+    assert 1 == capsys.readouterr().out.count("has no podCIDRs any more")
+
+
 # --- what does not suit the node ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        pytest.param({"bind_address": "2001:db8::1"}, "no support for", id="family"),
+        pytest.param({"cluster_cidrs": ("fd00::/64",)}, "clusterCIDRs contains only", id="cluster"),
+        pytest.param(
+            {"detect_local_mode": DetectLocalMode.NODE_CIDR}, "podCIDRs contains only", id="pods"
+        ),
+    ],
+)
+def test_another_configuration_is_checked_against_the_node(rig, asked, words):
+    rig.list_all(nodes=[node(pod_cidrs=["fd00:244::/64"])])
+    rig.step()
+    rig.loop.check(Config())
+    with pytest.raises(ConfigError, match=words):
+        rig.loop.check(Config(**asked))
 
 
 def test_a_primary_family_that_is_not_served_ends_the_start(rig):
@@ -778,6 +816,17 @@ def test_the_listener_hears_what_is_lacking_until_nothing_is(rig):
     rig.mailbox.put(moved("10.244.0.2"))
     rig.step(5)
     assert [[Kind.ENDPOINT_SLICE, Kind.NODE], []] == rig.heard.lacked
+
+
+def test_the_listener_hears_what_of_the_node_is_waited_for(rig):
+    rig.list_all(nodes=())
+    rig.step()
+    rig.step()
+    rig.mailbox.put(Put(Kind.NODE, node(addresses=())))
+    rig.step()
+    rig.mailbox.put(Put(Kind.NODE, THIS_NODE))
+    rig.step()
+    assert ["Node node", "addresses of Node node", ""] == rig.heard.awaited
 
 
 def test_the_listener_hears_of_the_start_and_of_every_pass():

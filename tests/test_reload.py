@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from structlog.testing import capture_logs
 
 from pykubeproxy.configbuild import build
 from pykubeproxy.configfile import parse_document
-from pykubeproxy.errors import Unsupported
+from pykubeproxy.errors import ConfigError, Unsupported
 from pykubeproxy.reload import Reload
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -69,6 +71,26 @@ def test_what_asks_for_the_same_changes_nothing(reload):
     assert (False, [True], []) == (reload.wanted, reload.told, reload.asked)
 
 
+def test_what_does_not_suit_the_node_object_is_refused_too(reload):
+    def check(config):
+        raise ConfigError("detectLocalMode", "podCIDRs of another family")
+
+    reload.check_node = check
+    refused, _ = considered(reload, HEAD + "oomScoreAdj: 5\n")
+    assert "podCIDRs of another family" == refused["reason"]
+    assert (False, [False], HEAD) == (reload.wanted, reload.told, reload.text)
+
+
+def test_a_pipe_is_read_once_and_not_followed(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reload = Reload(judge(HEAD), pipe, HEAD, judge, rehearse)
+    with capture_logs() as logs:
+        reload.start(lambda: None)
+    reload.stop()
+    assert ["configuration not followed, it came from no file"] == [e["event"] for e in logs]
+
+
 def test_a_corrected_file_is_valid_again(reload):
     considered(reload, "")
     considered(reload, HEAD)
@@ -78,7 +100,15 @@ def test_a_corrected_file_is_valid_again(reload):
 def test_a_restart_that_was_asked_for_is_not_taken_back(reload):
     considered(reload, HEAD + "oomScoreAdj: 5\n")
     considered(reload, HEAD)
-    assert reload.wanted
+    assert (True, HEAD) == (reload.wanted, reload.text)
+
+
+def test_a_restart_begins_with_the_last_text_that_can_be_used(reload):
+    wanted = HEAD + "oomScoreAdj: 5\n"
+    considered(reload, wanted)
+    considered(reload, "kind: x")
+    considered(reload, HEAD + "mode: ipvs\n")
+    assert (True, wanted) == (reload.wanted, reload.text)
 
 
 def test_what_this_node_cannot_do_is_refused_too(reload):

@@ -145,6 +145,22 @@ def test_a_file_that_cannot_be_used_changes_nothing(daemon: RunningDaemon, volum
     assert (1, rules) == (begun(daemon), daemon.saved())
 
 
+@pytest.mark.parametrize("line", ["file changed, restarting", "stopped; rules stay"])
+def test_a_file_that_is_spoilt_during_the_restart_does_not_end_the_process(
+    daemon: RunningDaemon, volume: Volume, line: str
+) -> None:
+    number = pid(daemon)
+    volume.publish("iptables: {masqueradeBit: 20}")
+    eventually(lambda: line in daemon.text(), "the restart is under way")
+    volume.publish_text("kind: nonsense")
+    eventually(lambda: "0x100000/0x100000" in "\n".join(daemon.saved()), "what was judged is used")
+    eventually(lambda: valid(daemon, 10249) == 0, "and what is there now is refused")
+    assert daemon.says("configuration refused", "field=kind", "nonsense")
+    volume.publish("iptables: {masqueradeBit: 21}")
+    eventually(lambda: "0x200000/0x200000" in "\n".join(daemon.saved()), "the corrected file")
+    assert (3, number) == (begun(daemon), pid(daemon))
+
+
 def test_what_the_node_cannot_do_changes_nothing(
     lab: Lab, variant: str, tmp_path: Path, volume: Volume
 ) -> None:

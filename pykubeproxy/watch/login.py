@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from urllib.parse import urlsplit
 
+import urllib3
+
+from pykubeproxy.errors import ConfigError
+from pykubeproxy.settings import shown
 from pykubeproxy.watch import plainconfig
 from pykubeproxy.watch.credentials import Credentials
 
@@ -27,14 +31,28 @@ def loader_for(
     """
     # As client-go reads a bare host:port.
     url = f"http://{master}" if master and "://" not in master else master
+    where = "--master" if url else "--kubeconfig"
     if kubeconfig:
-        return lambda: (
+        return lambda: _checked(
             plainconfig.from_kubeconfig(kubeconfig, context, url)
-            or _package().from_kubeconfig(kubeconfig, context, url)
+            or _package().from_kubeconfig(kubeconfig, context, url),
+            where,
         )
     if url:
-        return lambda: plainconfig.anonymous(url) or _package().anonymous(url)
-    return _in_cluster
+        return lambda: _checked(plainconfig.anonymous(url) or _package().anonymous(url), where)
+    return lambda: _checked(_in_cluster(), "KUBERNETES_SERVICE_HOST")
+
+
+def _checked(credentials: Credentials, where: str) -> Credentials:
+    """Raises ConfigError for a server that no request could be made to."""
+    try:
+        host = urllib3.util.parse_url(credentials.server).host
+    except (urllib3.exceptions.LocationParseError, ValueError):
+        host = None
+    if not host:
+        problem = "is not the URL of an API server, such as https://10.0.0.1:6443"
+        raise ConfigError(where, f"{shown(credentials.server)} {problem}")
+    return credentials
 
 
 def advice_in_cluster(environment: Mapping[str, str]) -> str:

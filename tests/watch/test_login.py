@@ -50,6 +50,17 @@ def test_a_bare_master_needs_no_credential() -> None:
     assert ("http://10.0.0.1:8080", None) == (credentials.server, credentials.authorization())
 
 
+@pytest.mark.parametrize("url", ["http://[::", "foo:99999", "https://", "http://a b"])
+def test_a_server_that_no_request_could_be_made_to_is_refused(tmp_path: Path, url: str) -> None:
+    config = str(kubeconfig(tmp_path, {"token": "mine"}))
+    for load in (loader_for(None, url), loader_for(config, url)):
+        with pytest.raises(ConfigError, match=r"--master: .* is not the URL of an API server"):
+            load()
+    Path(config).write_text(Path(config).read_text().replace("https://one.test", url))
+    with pytest.raises(ConfigError, match="--kubeconfig"):
+        loader_for(config, None)()
+
+
 def test_without_both_a_pod_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match="--kubeconfig"):
