@@ -71,8 +71,7 @@ class PodDaemon(ApiDaemon):
         for name in ("account", "config", "state"):
             (self._place / name).mkdir(parents=True)
         self.rotate_token(TOKEN)
-        authority = certificate_authority().cert_pem.bytes()
-        (self._place / "account" / "ca.crt").write_bytes(authority)
+        self.trust(certificate_authority().cert_pem.bytes())
         self.find_server_at(SERVICE_ADDRESS, 443)
 
     def find_server_at(self, host: str, port: int) -> None:
@@ -86,6 +85,9 @@ class PodDaemon(ApiDaemon):
 
     def rotate_token(self, token: str) -> None:
         (self._place / "account" / "token").write_text(token)
+
+    def trust(self, authority: bytes) -> None:
+        (self._place / "account" / "ca.crt").write_bytes(authority)
 
     def configure(self, text: str, name: str = "config.conf") -> None:
         (self._place / "config" / name).write_text(text)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from e2e.cluster.api import StandIn
 from e2e.cluster.deployed import (
@@ -19,10 +20,11 @@ from e2e.cluster.deployed import (
 )
 from e2e.cluster.objects import put_web
 from e2e.cluster.process import eventually
+from e2e.kernel.running import Customers
 from e2e.lab import Lab
 from e2e.lab.addresses import address_of
 from e2e.lab.fetch import fetch
-from tests.fakes.apiserver import Answer
+from tests.fakes.apiserver import Answer, certificate_authority
 from tests.fakes.apistore import BY_KIND
 
 
@@ -109,6 +111,35 @@ def test_a_token_that_the_kubelet_renewed_is_used(
     stand_in.server.cut()
     address = put_web(stand_in, "p2", name="later")
     eventually(lambda: "p2" == deployed.answered_by(address), "a later change arrives")
+
+
+def test_a_rolling_update_fails_no_connection_and_makes_up_for_what_it_missed(
+    lab: Lab, stand_in: StandIn, deployed: DeployedDaemon
+) -> None:
+    address = put_web(stand_in, "p1")
+    deployed.start()
+    with Customers(lab, ("p3", address, 80, "TCP"), timeout=0.9) as customers:
+        customers.go_on()
+        deployed.stop()
+        customers.go_on()
+        put_web(stand_in, "p2")
+        # The init container of the new pod is among what they meet.
+        deployed.start()
+        eventually(lambda: 200 == probe(deployed, "readinessProbe"), "the rollout goes on")
+        assert "p2" == deployed.answered_by(address)
+        customers.go_on()
+    assert [] == customers.failures
+
+
+def test_an_authority_that_the_kubelet_brought_anew_is_trusted(
+    stand_in: StandIn, deployed: DeployedDaemon
+) -> None:
+    address = put_web(stand_in, "p1")
+    deployed.trust(trustme.CA().cert_pem.bytes())
+    deployed.start(wait=False)
+    eventually(lambda: deployed.says("contact lost", "certificate"), "the server is not believed")
+    deployed.trust(certificate_authority().cert_pem.bytes())
+    eventually(lambda: "p1" == deployed.answered_by(address), "it is, without a restart")
 
 
 def test_a_service_address_that_nobody_serves_is_named_with_the_remedy(
