@@ -313,6 +313,7 @@ def _build(
         beside.run,
         began=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
     )
+    reactions.uid_of = loop.uid_of
     metrics.follow_changes(loop.oldest_changes, time.monotonic)
     pages.set_verbosity = partial(_set_verbosity, config, loop)
     parts.callback(backend.close)

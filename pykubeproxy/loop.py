@@ -183,6 +183,11 @@ class SyncLoop:
         """When the oldest change came that the kernel does not have yet; from any thread."""
         return {family: backlog.oldest for family, backlog in self._backlogs.items()}
 
+    def uid_of(self, key: ServiceKey) -> str:
+        """The UID of a Service, empty if there is none of that name; from any thread."""
+        service = self._store.service(key)
+        return service.metadata.uid if service is not None else ""
+
     def check(self, config: Config) -> None:
         """Look at whether *config* suits this node, as far as it is known; from any thread.
 

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from pykubeproxy.host.conntrack import remove_stale
 from pykubeproxy.metrics import Metrics
@@ -133,10 +134,12 @@ class Reactions:
         self._port_addresses: dict[Family, tuple[str, ...] | None] = {}
         self._unfilled: set[Family] = set()
         self._cleaner = cleaner
-        self._record = record
+        self._post = record
+        self.uid_of: Callable[[ServiceKey], str] = lambda _: ""  # of a Service; may be changed
         self._once_in_sync: Callable[[], None] | None = once_in_sync
         self._in_sync: set[Family] = set()
         self._lacking: tuple[str, ...] = ()
+        self._awaited = ""
         self._families: tuple[Family, ...] = ()
         self._node_name = ""
         self._unix_clock = unix_clock
@@ -189,12 +192,17 @@ class Reactions:
         self._lacking = tuple(f"{kind} list" for kind in kinds)
         self._publish(self._status.with_waiting(self._missing()))
 
+    def awaiting(self, what: str) -> None:
+        self._awaited = what
+        self._publish(self._status.with_waiting(self._missing()))
+
     def syncing(self) -> None:
         self._metrics.nothing_pending()
 
     def _missing(self) -> list[str]:
         unsynced = (f for f in self._families if f not in self._in_sync)
-        return [*self._lacking, *(f"first sync {family}" for family in unsynced)]
+        awaited = [self._awaited] if self._awaited else []
+        return [*self._lacking, *awaited, *(f"first sync {family}" for family in unsynced)]
 
     def node_changed(self, node: Node | None) -> None:
         self._publish(self._status.with_node(node))
@@ -353,6 +361,12 @@ class Reactions:
                 service=service,
             )
         )
+
+    def _record(self, happening: Happening) -> None:
+        if happening.service is not None:
+            uid = self.uid_of(happening.service)
+            happening = structs.replace(happening, service_uid=uid)
+        self._post(happening)
 
     def _publish(self, status: Status) -> None:
         self._status = status

@@ -21,7 +21,7 @@ from pykubeproxy.loop import (
 )
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import PodCIDR
-from pykubeproxy.model.objects import EndpointSlice, Kind, ObjectKey
+from pykubeproxy.model.objects import EndpointSlice, Kind, ObjectKey, ServiceKey
 from pykubeproxy.sync.nodewait import NODE_SECONDS, POD_CIDR_SECONDS
 from pykubeproxy.sync.reconciler import Reconciler
 from pykubeproxy.sync.store import Arrivals
@@ -723,6 +723,15 @@ def test_all_addresses_of_the_node_may_matter(every_address, expected):
     rig.loop.addresses_changed()
     rig.step(5)
     assert (passes + 2 if every_address else passes) == len(rig.heard.reports)
+
+
+def test_services_are_known_by_their_uid(rig):
+    metadata = msgspec.structs.replace(WEB.metadata, uid="1-2-3")
+    named = msgspec.structs.replace(WEB, metadata=metadata)
+    rig.mailbox.put(Replaced(Kind.SERVICE, (named,)))
+    rig.step()
+    assert "1-2-3" == rig.loop.uid_of(WEB.key)
+    assert "" == rig.loop.uid_of(ServiceKey("default", "unknown"))
 
 
 # --- how long changes wait ---

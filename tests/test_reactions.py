@@ -153,6 +153,8 @@ def test_readiness_names_what_is_missing_until_every_family_is_in_sync(rig):
         lambda: rig.reactions.lacking([Kind.NODE, Kind.SERVICE]),
         lambda: rig.reactions.lacking([Kind.SERVICE]),
         lambda: rig.reactions.lacking([]),
+        lambda: rig.reactions.awaiting("Node node-0"),
+        lambda: rig.reactions.awaiting(""),
     ):
         act()
         waiting.append(rig.health.status.waiting_for)
@@ -160,6 +162,8 @@ def test_readiness_names_what_is_missing_until_every_family_is_in_sync(rig):
         ("first sync IPv4",),
         ("Node list", "Service list", "first sync IPv4"),
         ("Service list", "first sync IPv4"),
+        ("first sync IPv4",),
+        ("Node node-0", "first sync IPv4"),
         ("first sync IPv4",),
     ]
     rig.kernel.unknowns.append("before")
@@ -284,6 +288,14 @@ def test_a_quarantine_makes_an_event_on_the_service(rig):
     assert [(ServiceKey("default", "a"), "FailedToProgramService")] == [
         (h.service, h.reason) for h in rig.happened
     ]
+
+
+def test_an_event_on_a_service_has_the_uid_of_that_one(rig):
+    rig.reactions.uid_of = {ServiceKey("default", "a"): "1-2-3"}.__getitem__
+    rig.kernel.refused.add(ServiceKey("default", "a"))
+    rig.run(service("a"))
+    rig.reactions.repairing(V4, edited=False)
+    assert ["1-2-3", ""] == [happening.service_uid for happening in rig.happened]
 
 
 def test_a_problem_makes_one_event_on_the_service_for_both_families(rig):

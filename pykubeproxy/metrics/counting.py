@@ -24,8 +24,12 @@ from pykubeproxy.model.objects import ServiceKey
 __all__ = ["NETWORK_BUCKETS", "SYNC_BUCKETS", "Metrics"]
 
 SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
-NETWORK_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
-"""As kube-proxy's, whose first bound tells nothing of a proxy that is done in milliseconds."""
+NETWORK_BUCKETS = (0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
+"""As kube-proxy's, which tell nothing of a proxy that is done in milliseconds.
+
+The 0 is in no list there: component-base's MergeBuckets begins with one, and so ``le="0"`` is a
+series. Only clocks that differ put anything into it.
+"""
 FINE_BUCKETS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1, 2, 5, 10, 20, 30, 60, 120, 300),

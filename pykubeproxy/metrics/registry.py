@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -22,6 +23,8 @@ from prometheus_client.utils import floatToGoString
 from pykubeproxy.measures import Counts, Distribution, Labels, Measure, Readings, Text
 
 __all__ = ["Measures", "Registry", "go_float"]
+
+T = TypeVar("T")
 
 
 class Registry(CollectorRegistry):
@@ -68,7 +71,7 @@ def _family(measure: Measure) -> Metric:
     if isinstance(measure, Distribution):
         histogram = HistogramMetricFamily(text.name, said, labels=text.labels)
         bounds = [go_float(bound) for bound in (*measure.bounds, float("inf"))]
-        for labels, spread in measure.read().items():
+        for labels, spread in _in_order(text, measure.read()):
             buckets = list(zip(bounds, spread.cumulative, strict=True))
             histogram.add_metric(labels, buckets, spread.total)
         return histogram
@@ -79,9 +82,15 @@ def _family(measure: Measure) -> Metric:
         if is_counter
         else GaugeMetricFamily(text.name, said, labels=text.labels)
     )
-    for labels, value in measure.read().items():
+    for labels, value in _in_order(text, measure.read()):
         single.add_metric(labels, value)
     return single
+
+
+def _in_order(text: Text, series: Mapping[Labels, T]) -> list[tuple[Labels, T]]:
+    """By the values of labels, the labels by name: as Go's client shows them."""
+    places = sorted(range(len(text.labels)), key=text.labels.__getitem__)
+    return sorted(series.items(), key=lambda item: [item[0][place] for place in places])
 
 
 def _meta(registered: Callable[[], Mapping[Labels, float]]) -> Iterable[Measure]:

@@ -94,6 +94,7 @@ class ServiceMeta(Struct, frozen=True, gc=False):
     creation_timestamp: str | None = field(name="creationTimestamp", default=None)
     labels: ServiceLabels | None = None
     annotations: ServiceAnnotations | None = None
+    uid: str = ""  # for Events: by it "kubectl describe" finds them
 
     def __post_init__(self) -> None:
         _share(self, "namespace")

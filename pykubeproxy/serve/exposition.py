@@ -32,11 +32,19 @@ def text(metrics: Iterable[Metric]) -> bytes:
         lines.append(f"# HELP {name} {help_text}")
         lines.append(f"# TYPE {name} {_TYPES.get(metric.type, metric.type)}")
         made = f"{metric.name}_created"
-        lines += [
-            f"{sample.name}{_labels(sample.labels)} {go_float(sample.value)}"
-            for sample in metric.samples
-            if sample.name != made
-        ]
+        count, total = f"{metric.name}_count", f"{metric.name}_sum"
+        held = ""
+        for sample in metric.samples:
+            if sample.name == made:
+                continue
+            line = f"{sample.name}{_labels(sample.labels)} {go_float(sample.value)}"
+            if sample.name == count and metric.type == "histogram":
+                held = line  # Go writes it last
+                continue
+            lines.append(line)
+            if held and sample.name == total:
+                lines.append(held)
+                held = ""
     lines.append("")
     return "\n".join(lines).encode()
 

@@ -133,7 +133,7 @@ class ApiServer:
         return _Stream(response, self._sockets.of(response), where)
 
     def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
-        """Post one events.k8s.io/v1 Event. Losing an Event is harmless, so nothing is retried.
+        """Post one events.k8s.io/v1 Event.
 
         Raises:
             WatchError: as in `list`.
@@ -231,7 +231,7 @@ class ApiServer:
             code=response.status,
             retry_after=response.headers.get("Retry-After"),
         )
-        if isinstance(refusal, WatchThrottled) and method == "GET":
+        if isinstance(refusal, WatchThrottled):
             self.requests.will_retry(method, credentials.server, response.status)
         raise refusal
 

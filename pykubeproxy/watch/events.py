@@ -1,8 +1,8 @@
 """Kubernetes Events about what this proxy did or could not do.
 
 Events are a courtesy: they are queued without waiting, posted from a thread of their own, told as
-a series where they repeat (`pykubeproxy.watch.series`), and lost without consequences when the API
-is away or there are too many.
+a series where they repeat (`pykubeproxy.watch.series`), kept for two minutes while the API is away
+as client-go does, and lost without consequences when it stays away or there are too many.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from queue import Empty, SimpleQueue
+from random import uniform
 from threading import Event as StopEvent
 from threading import Thread
 from typing import Any, Protocol
@@ -19,7 +21,7 @@ from uuid import uuid4
 import structlog
 from msgspec import Struct
 
-from pykubeproxy.errors import WatchDenied, WatchError
+from pykubeproxy.errors import WatchDenied, WatchError, WatchThrottled
 from pykubeproxy.measures import Counts, Measure, Text
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.watch.failures import RequestRefused
@@ -34,7 +36,9 @@ QUEUE_LENGTH = 1000
 NOTE_BYTES = 1024  # the API's limit
 LOOK_SECONDS = 60.0
 """How often it is looked whether a series is over, while there are any."""
-NOT_FOUND = 404
+TRIES, RETRY_SECONDS = 12, 10.0
+"""Of a request that nobody answers, as in client-go."""
+NOT_FOUND, CONFLICT = 404, 409
 # RFC 1123, as the API checks names; 253 characters are checked apart.
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
@@ -58,6 +62,7 @@ class Happening(Struct, frozen=True):
     note: str = ""
     warning: bool = True
     service: ServiceKey | None = None
+    service_uid: str = ""  # of that very one; "kubectl describe" finds its Events by it
 
 
 def event_name(about: str, unix_nanoseconds: int) -> str:
@@ -82,6 +87,8 @@ def event_body(
             "name": happening.service.name,
             "namespace": namespace,
         }
+        if happening.service_uid:
+            about["uid"] = happening.service_uid
     body = {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -98,7 +105,7 @@ def event_body(
         "regarding": about,
     }
     if happening.note:
-        note = happening.note.encode()[:NOTE_BYTES].decode(errors="ignore")
+        note = happening.note.encode(errors="replace")[:NOTE_BYTES].decode(errors="ignore")
         body["note"] = note
     return body
 
@@ -117,13 +124,16 @@ class EventRecorder:
         node: str,
         instance: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        wait: Callable[[float], bool] | None = None,
     ) -> None:
+        """*wait* sleeps for seconds and returns true when it is time to end."""
         self._poster = poster
         self._node = node
         self._instance = instance
         self._now = now
-        self._queue: SimpleQueue[Happening | StopEvent | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Happening, datetime] | StopEvent | None] = SimpleQueue()
         self._stop = StopEvent()
+        self._wait = wait or self._stop.wait
         self._thread = Thread(target=self._run, name="events", daemon=True)
         self._series: Series[Happening] = Series()
         self._bodies: dict[Happening, dict[str, Any]] = {}
@@ -166,27 +176,35 @@ class EventRecorder:
     def record(self, happening: Happening) -> None:
         """Queue an Event; never waits, any thread."""
         if self._queue.qsize() < QUEUE_LENGTH:
-            self._queue.put(happening)
+            self._queue.put((happening, self._now()))
         else:
             self._dropped(happening)
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                happening = self._queue.get(timeout=LOOK_SECONDS if self._series else None)
+                found = self._queue.get(timeout=LOOK_SECONDS if self._series else None)
             except Empty:
-                self.look()
+                self._guarded(self.look)
                 continue
-            if isinstance(happening, StopEvent):
-                happening.set()
-            elif happening is not None and not self._stop.is_set():
-                self._handle(happening)
+            if isinstance(found, StopEvent):
+                found.set()
+            elif found is not None and not self._stop.is_set():
+                self._guarded(partial(self._handle, *found))
                 if self._now().timestamp() - self._looked_at >= LOOK_SECONDS:
-                    self.look()
+                    self._guarded(self.look)
 
-    def _handle(self, happening: Happening) -> None:
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """An Event that cannot be told is no reason for the process to end."""
+        try:
+            step()
+        except Exception:
+            self._counts.add("failed")
+            log.error("Event not told; this is a bug", exc_info=True)
+
+    def _handle(self, happening: Happening, now: datetime) -> None:
+        """*now* is when it happened."""
         source = happening.service or self._node
-        now = self._now()
         match self._series.happened(happening, source, now.timestamp()):
             case Verdict.CREATE:
                 self._create(happening, now)
@@ -218,9 +236,10 @@ class EventRecorder:
             self._bodies[happening] = body
 
     def _post(self, happening: Happening, body: Mapping[str, Any]) -> bool:
-        try:
-            self._poster.create_event(body["metadata"]["namespace"], body)
-        except WatchError as error:
+        create = partial(self._poster.create_event, body["metadata"]["namespace"], body)
+        error = self._ask(create)
+        # A conflict: it was taken, and the answer got lost.
+        if error is not None and not _is_refused(error, CONFLICT):
             self._series.forget(happening)
             self._bodies.pop(happening, None)
             self._failed(error)
@@ -229,6 +248,25 @@ class EventRecorder:
         self._failing = False
         return True
 
+    def _ask(self, request: Callable[[], None]) -> WatchError | None:
+        """Make *request*, again while nobody answers it; return why it failed, if it did.
+
+        All other Events wait meanwhile: they would fare no better.
+        """
+        for left in reversed(range(TRIES)):
+            try:
+                request()
+            except WatchError as error:
+                if isinstance(error, WatchDenied | RequestRefused) or not left:
+                    return error
+                self._complain(error)
+                asked = error.retry_after_seconds if isinstance(error, WatchThrottled) else 0.0
+                if self._wait(max(asked, RETRY_SECONDS * uniform(1, 1.25))):
+                    return error
+            else:
+                break
+        return None
+
     def _extend(self, known: Open[Happening], now: datetime) -> None:
         """Say how often it was by now; an Event that has expired is written anew."""
         body = self._bodies.get(known.key)
@@ -236,35 +274,36 @@ class EventRecorder:
             return
         last = datetime.fromtimestamp(known.last, UTC)
         patch = series_patch(known.count, last)
-        metadata = body["metadata"]
-        try:
-            self._poster.patch_event(metadata["namespace"], metadata["name"], patch)
-        except RequestRefused as error:
-            if error.code != NOT_FOUND:
+        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+        error = self._ask(partial(self._poster.patch_event, namespace, name, patch))
+        if error is not None:
+            if not _is_refused(error, NOT_FOUND):
                 self._failed(error)
             elif self._post(known.key, {**body, **patch}):
                 self._series.told(known.key, now.timestamp())
-            return
-        except WatchError as error:
-            self._failed(error)
             return
         self._series.told(known.key, now.timestamp())
         self._failing = False
 
     def _failed(self, error: WatchError) -> None:
-        """Say it once: for good where the right is missing, else until it works again."""
         self._counts.add("failed")
-        refused = isinstance(error, WatchDenied) or (
-            isinstance(error, RequestRefused) and error.code == NOT_FOUND
-        )
+        self._complain(error)
+
+    def _complain(self, error: WatchError) -> None:
+        """Say it once: for good where the right is missing, else until it works again."""
         if not (self._denied or self._failing):
             log.warning("Event not posted; later failures are not shown", reason=str(error))
+        refused = isinstance(error, WatchDenied) or _is_refused(error, NOT_FOUND)
         self._denied = self._denied or refused
         self._failing = True
 
     def _dropped(self, happening: Happening) -> None:
         self._counts.add("dropped")
         log.debug("event dropped, too many of them", reason=happening.reason)
+
+
+def _is_refused(error: WatchError, code: int) -> bool:
+    return isinstance(error, RequestRefused) and error.code == code
 
 
 def _time(moment: datetime) -> str:

@@ -116,9 +116,9 @@ class RequestMeasures:
 
     def asked(self, method: str, server: str, sent_bytes: int | None) -> None:
         """A request is sent; *sent_bytes* is the size of its body, ``None`` for a watch."""
-        host = _host(server)
-        self._waits.observe(0.0, method, host)
-        if sent_bytes is not None:
+        if sent_bytes is not None:  # client-go limits no watch either
+            host = _host(server)
+            self._waits.observe(0.0, method, host)
             self._sent_sizes.observe(sent_bytes, method, host)
 
     def answered(self, method: str, server: str, code: int | None) -> None:

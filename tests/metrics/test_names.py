@@ -73,7 +73,7 @@ class Proxy:
         self.metrics.features(GATES)
         client = ApiServer.from_flags(str(fake.write_kubeconfig(directory)), None)
         self.source = KubernetesSource(client, "node", WATCHED, Hasty())
-        self.recorder = EventRecorder(client, "node", "host")
+        self.recorder = EventRecorder(client, "node", "host", wait=lambda _seconds: False)
         for measured in (client.requests, self.source, self.recorder):
             self.metrics.follow(*measured.measures())
         self.cleaner = FlowCleaner(self.metrics, time.monotonic)

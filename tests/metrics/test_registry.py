@@ -55,6 +55,16 @@ def test_a_counter_keeps_its_name():
     assert 'x_total{kind="a"} 2.0\n' in page
 
 
+def test_series_are_in_the_order_of_their_labels_by_name():
+    gauges = Gauges(Text("x", "An x", ("policy", "family")))
+    for labels in (("internal", "IPv6"), ("internal", "IPv4"), ("external", "IPv4")):
+        gauges.set(1, *labels)
+    [family] = [metric for metric in registry(gauges).collect() if metric.name == "x"]
+    assert [("IPv4", "external"), ("IPv4", "internal"), ("IPv6", "internal")] == [
+        (sample.labels["family"], sample.labels["policy"]) for sample in family.samples
+    ]
+
+
 def test_a_gauge_may_be_called_total():
     gauges = Gauges(Text("x_total", "An x"))
     gauges.set(3)

@@ -60,8 +60,8 @@ b_seconds_bucket{f="IPv4",le="0.25"} 0
 b_seconds_bucket{f="IPv4",le="1"} 1
 b_seconds_bucket{f="IPv4",le="60"} 1
 b_seconds_bucket{f="IPv4",le="+Inf"} 1
-b_seconds_count{f="IPv4"} 1
 b_seconds_sum{f="IPv4"} 0.5
+b_seconds_count{f="IPv4"} 1
 # HELP c A\\b\nc
 # TYPE c gauge
 c 1.7e+06

@@ -329,6 +329,15 @@ def test_being_asked_to_come_back_is_a_retry(fake: FakeApiServer, client: ApiSer
     assert {("429", "GET"): 1.0} == counted(client, "request_retries_total")
 
 
+def test_an_event_that_is_asked_to_wait_counts_as_one_that_is_tried_again(
+    fake: FakeApiServer, client: ApiServer
+) -> None:
+    fake.fail_next(1, 429, headers={"Retry-After": "1"})
+    with pytest.raises(WatchThrottled):
+        client.create_event("default", {})
+    assert {("429", "POST"): 1.0} == counted(client, "request_retries_total")
+
+
 def test_every_credential_makes_its_connections(fake: FakeApiServer, client: ApiServer) -> None:
     fake.fail_next(1, 401, "Unauthorized", "who?")
     with pytest.raises(WatchDenied):

@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from pykubeproxy.errors import WatchDenied, WatchError
+from pykubeproxy.errors import WatchDenied, WatchError, WatchThrottled
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.watch.events import (
     LOOK_SECONDS,
     QUEUE_LENGTH,
+    RETRY_SECONDS,
+    TRIES,
     EventRecorder,
     Happening,
     event_body,
@@ -80,12 +82,17 @@ class Rig:
     def __init__(self):
         self.api = Api()
         self.now = NOW
-        self.recorder = EventRecorder(self.api, "node", "host", lambda: self.now)
+        self.pauses = []
+        self.recorder = EventRecorder(self.api, "node", "host", lambda: self.now, self._wait)
+
+    def _wait(self, seconds):
+        self.pauses.append(seconds)
+        return False
 
     def happen(self, *happenings, seconds=1.0):
         for happening in happenings:
             self.now += timedelta(seconds=seconds)
-            self.recorder._handle(happening)
+            self.recorder._handle(happening, self.now)
 
     def look(self, seconds):
         self.now += timedelta(seconds=seconds)
@@ -140,6 +147,11 @@ def test_an_event_about_a_service_lives_in_its_namespace():
     assert body["type"] == "Warning"
 
 
+def test_an_event_about_a_service_is_found_by_its_uid():
+    body = body_of(Happening("R", "A", "note", service=WEB, service_uid="1-2-3"))
+    assert "1-2-3" == body["regarding"]["uid"]
+
+
 @pytest.mark.parametrize(
     "happening",
     [
@@ -153,6 +165,10 @@ def test_the_api_takes_every_event(happening):
     body = body_of(happening)
     assert problem_with_event(body, body["metadata"]["namespace"]) is None
     assert body.get("note", "") == happening.note[: len(body.get("note", ""))]
+
+
+def test_a_note_that_is_no_text_is_told_as_far_as_it_is():
+    assert "a?b" == body_of(Happening("R", "A", "a\udcffb"))["note"]
 
 
 def test_a_long_host_name_is_cut_to_what_the_api_takes():
@@ -239,24 +255,64 @@ def test_what_is_over_takes_no_memory(rig):
 # --- refusals ---
 
 
+REFUSED = RequestRefused("not today", 500)
+AWAY = WatchError("connection refused")
+
+
 def test_a_refused_event_is_lost_and_the_next_one_arrives(rig):
-    rig.api.troubles = [WatchError("no API today")]
+    rig.api.troubles = [REFUSED]
     rig.happen(Happening("first", "A"), Happening("second", "A"))
     assert [("second", 1)] == rig.api.told
     assert {"failed": 1, "posted": 1} == rig.counts
 
 
 def test_what_was_refused_is_created_when_it_happens_again(rig):
-    rig.api.troubles = [WatchError("no API today")]
+    rig.api.troubles = [REFUSED]
     rig.happen(STARTING, STARTING)
     assert [("Starting", 1)] == rig.api.told
 
 
 def test_a_refused_series_is_told_later(rig):
     rig.happen(STARTING)
-    rig.api.troubles = [WatchError("no API today")]
+    rig.api.troubles = [REFUSED]
     rig.happen(STARTING, STARTING)
     assert [("Starting", 3)] == rig.api.told
+
+
+def test_while_nobody_answers_it_is_tried_again_as_client_go_does(rig):
+    rig.api.troubles = [AWAY] * (TRIES - 1)
+    rig.happen(STARTING)
+    assert [("Starting", 1)] == rig.api.told
+    assert {"posted": 1} == rig.counts
+    assert TRIES - 1 == len(rig.pauses)
+    assert all(RETRY_SECONDS <= pause <= 1.25 * RETRY_SECONDS for pause in rig.pauses)
+
+
+def test_what_nobody_answers_for_two_minutes_is_lost(rig):
+    rig.api.troubles = [AWAY] * TRIES
+    rig.happen(Happening("first", "A"), Happening("second", "A"))
+    assert [("second", 1)] == rig.api.told
+    assert {"failed": 1, "posted": 1} == rig.counts
+
+
+def test_a_server_that_asks_to_wait_is_given_the_time(rig):
+    rig.api.troubles = [WatchThrottled("429", 60.0)]
+    rig.happen(STARTING)
+    assert [60.0] == rig.pauses
+    assert [("Starting", 1)] == rig.api.told
+
+
+def test_a_series_is_told_once_somebody_answers(rig):
+    rig.happen(STARTING)
+    rig.api.troubles = [AWAY]
+    rig.happen(STARTING)
+    assert [("Starting", 2)] == rig.api.told
+
+
+def test_an_event_whose_answer_was_lost_is_posted(rig):
+    rig.api.troubles = [AWAY, RequestRefused("already exists", 409)]
+    rig.happen(STARTING)
+    assert {"posted": 1} == rig.counts
 
 
 def warnings(logs):
@@ -275,7 +331,7 @@ def test_a_missing_right_is_told_once_for_good(rig, denial):
 def test_an_outage_is_told_once_until_it_is_over(rig):
     with capture_logs() as logs:
         for outage in ("first", "second"):
-            rig.api.troubles = [WatchError(outage)] * 3
+            rig.api.troubles = [WatchError(outage)] * 3 * TRIES
             rig.happen(*[Happening(f"{outage} {n}", "A") for n in range(4)])
     assert ["first", "second"] == warnings(logs)
 
@@ -289,6 +345,38 @@ def running():
     rig.recorder.start()
     yield rig
     rig.recorder.stop()  # once more does no harm
+
+
+def test_an_event_tells_when_it_happened_and_not_when_it_was_posted():
+    rig = Rig()
+    rig.recorder.record(STARTING)
+    rig.now += timedelta(seconds=50)
+    rig.recorder.start()
+    rig.api.wait_for(requests=1)
+    rig.recorder.stop()
+    [event] = rig.api.events.values()
+    assert "2026-11-20T12:00:00.123456Z" == event["eventTime"]
+
+
+def test_what_cannot_even_be_sent_does_not_end_the_thread(running):
+    running.api.troubles = [KeyError("a bug")]
+    running.recorder.record(Happening("first", "A"))
+    running.recorder.record(Happening("second", "A"))
+    running.api.wait_for(requests=2)
+    running.recorder.stop()
+    assert [("second", 1)] == running.api.told
+    assert {"failed": 1, "posted": 1} == running.counts
+
+
+def test_the_end_does_not_wait_for_an_api_that_is_away():
+    api = Api()
+    api.troubles = [AWAY] * TRIES
+    recorder = EventRecorder(api, "node", "host")
+    recorder.start()
+    recorder.record(STARTING)
+    api.wait_for(requests=1)
+    recorder.stop()
+    assert 1 == api.requests
 
 
 def test_recorded_events_are_posted(running):

@@ -49,7 +49,7 @@ def test_a_request_without_an_answer():
     assert {} == found["rest_client_response_size_bytes"]
 
 
-def test_a_watch_has_neither_size_nor_duration():
+def test_a_watch_has_neither_size_nor_duration_and_is_not_held_back():
     requests = RequestMeasures()
     requests.asked("GET", SERVER, None)
     requests.answered("GET", SERVER, 200)
@@ -57,6 +57,7 @@ def test_a_watch_has_neither_size_nor_duration():
     assert {("200", "GET", HOST): 1.0} == found["rest_client_requests_total"]
     assert {} == found["rest_client_request_size_bytes"]
     assert {} == found["rest_client_request_duration_seconds"]
+    assert {} == found["rest_client_rate_limiter_duration_seconds"]
 
 
 def test_retries_are_counted_by_what_the_server_said():
