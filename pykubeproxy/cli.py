@@ -231,7 +231,7 @@ def _serve(config: Config, arguments: Sequence[str], sources: Sequence[Source]) 
     """
     from pykubeproxy.supply import Supply
 
-    with _ended_by_signals() as heard:
+    with _ended_by_signals():
         supply = Supply(config)
         supply.start()
         # After it: the lists are under way while this is loaded.
@@ -247,8 +247,6 @@ def _serve(config: Config, arguments: Sequence[str], sources: Sequence[Source]) 
         if sources:
             path, text = sources[-1].path, sources[-1].text
             reload = Reload(config, path, text, judge, daemon.rehearse)
-        if heard:
-            raise SystemExit(0)  # again: the first one may have been raised where none can be
         status = daemon.run(config, supply, reload)
         if status == daemon.RESTART:
             assert reload is not None
@@ -315,23 +313,21 @@ def _start_anew(arguments: Sequence[str], text: str) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[list[int]]:
+def _ended_by_signals() -> Iterator[None]:
     """Until the daemon hears them itself: nothing is written so far, so the end is orderly.
 
-    Yields the signals that came. A handler may be called within a callback of the import system,
-    which prints and ignores what is raised in it (one end in some hundred, while modules load).
+    Not by an exception: a handler may be called within a callback of the import system, which
+    prints and ignores what is raised in it (one end in some hundred, while modules load).
     """
-    heard: list[int] = []
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        heard.append(number)
-        raise SystemExit(0)
+    def end(_number: int, _frame: FrameType | None) -> None:
+        os._exit(0)
 
     before = {number: signal.signal(number, end) for number in _END_SIGNALS}
     try:
         # Blocked where this process began anew.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
-        yield heard
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -112,11 +112,10 @@ def run(config: Config, supply: Supply, reload: Reload | None = None) -> int:
     with _EndRequests() as end, _watched_threads(end.ask) as deaths, ExitStack() as parts:
         parts.callback(supply.stop)
         try:
-            loop = _build(config, supply, stop, parts, reload)
+            loop = _build(config, supply, stop, parts, reload, end.check)
         except _EndedEarly:
             log.info("stopped while starting; nothing was written")
             return 0
-        end.interrupts = False
         sync = Thread(target=_sync, args=(loop, failures, end.ask), name="sync", daemon=True)
         sync.start()
         parts.callback(_end_sync, sync, stop, supply.mailbox)
@@ -233,28 +232,35 @@ def _is_removable(state: StateDirectory, name: str) -> bool:
 
 
 def _build(
-    config: Config, supply: Supply, stop: Event, parts: ExitStack, reload: Reload | None
+    config: Config,
+    supply: Supply,
+    stop: Event,
+    parts: ExitStack,
+    reload: Reload | None,
+    check: Callable[[], None] = lambda: None,
 ) -> SyncLoop:
     """Make and start everything but the sync thread; *parts* ends it in reverse order.
 
-    The programs that are asked here run while *supply* is still being opened.
+    The programs that are asked here run while *supply* is still being opened. *check* raises once
+    it is to end; it is called wherever there is something to wait for.
     """
     log.info("starting", version=__version__, mode=config.mode, node=supply.node_name)
     for notice in config.notices:
         log.warning("notice", text=notice)
     place = namespace_identity()
-    _wait_for_predecessor(config, place, parts)
+    _wait_for_predecessor(config, place, parts, check)
     adjust_oom_score(config.oom_score_adj)
     ask = remembering()
     tools = _find_tools(config, ask)
     mode, why_not = _choose_mode(config, tools)
+    check()
     sysctls.ensure(_parameters(mode, config, tools), sysctls.load_module)
     metrics = Metrics(mode)
     metrics.runs_in_mode(mode, config.mode)
     metrics.features(config.feature_gates)
     if reload is not None:
         reload.tell_valid = metrics.config_file_valid
-    opened = supply.wait()
+    opened = supply.wait(check)
     metrics.follow(*opened.measures)
     suspicions = Suspicions(supply.mailbox)
     beside = Beside()
@@ -328,11 +334,18 @@ def _state(config: Config) -> StateDirectory | None:
     return StateDirectory(Path(config.state_directory)) if config.state_directory else None
 
 
-def _wait_for_predecessor(config: Config, place: tuple[str, str] | None, parts: ExitStack) -> None:
+def _wait_for_predecessor(
+    config: Config, place: tuple[str, str] | None, parts: ExitStack, check: Callable[[], None]
+) -> None:
     """Wait until no other daemon of ours serves this network namespace."""
+
+    def pause(seconds: float) -> None:
+        time.sleep(seconds)
+        check()
+
     lock = _node_lock(config, place)
     if lock is not None:
-        lock.wait(time.sleep, time.monotonic)
+        lock.wait(pause, time.monotonic)
         parts.callback(lock.release)
 
 
@@ -506,9 +519,6 @@ class _EndRequests:
     or that comes just before the wait, left it waiting for good (3 % of ends on a busy machine).
     """
 
-    interrupts = True
-    """While true, a signal ends what the main thread does (building) by `_EndedEarly`."""
-
     def __enter__(self) -> _EndRequests:
         self._asked = 0
         self._reader, self._writer = socket.socketpair()
@@ -529,12 +539,16 @@ class _EndRequests:
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         """The byte that was written before this call is what `wait` reads.
 
-        Whoever asks a second time does not want to wait for a tool or a thread any longer.
+        Whoever asks a second time does not want to wait for a tool or a thread any longer. Nothing
+        is raised: that would be in the midst of anything, and lost in some places.
         """
         self._asked += 1
         if self._asked > 1:
             os._exit(128 + number)
-        if self.interrupts:
+
+    def check(self) -> None:
+        """Raise _EndedEarly if a signal came; for the main thread while it builds."""
+        if self.signalled:
             raise _EndedEarly
 
     @property

@@ -83,15 +83,17 @@ class Supply:
         """Begin to open the source; returns at once."""
         Thread(target=self._open, name="open-source", daemon=True).start()
 
-    def wait(self) -> Opened:
+    def wait(self, check: Callable[[], None] = lambda: None) -> Opened:
         """Return the source, which has been started, or raise what became of it.
+
+        *check* is called now and then, and may raise to give up.
 
         Raises:
             ConfigError: the API server or this program's credential is not known.
         """
         # In turns: a signal that another thread takes wakes nobody who waits for a lock.
         while not wait([self._opened], TURN_SECONDS).done:
-            pass
+            check()
         return self._opened.result()
 
     def stop(self) -> None:

@@ -265,6 +265,16 @@ def test_a_second_daemon_waits_for_the_end_of_the_first(capable, monkeypatch, tm
     assert "waiting for its end" in capsys.readouterr().out
 
 
+def test_a_signal_ends_the_wait_for_another_daemon(capable, monkeypatch, tmp_path):
+    monkeypatch.setattr(daemon, "namespace_identity", lambda: ("boot", "cookie-1"))
+    monkeypatch.setattr(daemon, "BACKENDS", {})  # would fail if it were reached
+    monkeypatch.setattr(daemon.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    first = NodeLock(tmp_path, "cookie-1")
+    first.take()
+    assert 0 == daemon.run(Config(state_directory=str(tmp_path)), supplied())
+    assert not first.is_free
+
+
 GO_ON = Verdict(Variant.NFT, "a test")
 
 
