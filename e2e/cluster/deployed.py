@@ -18,6 +18,7 @@ from e2e.kernel.running import REPOSITORY
 from e2e.lab import Lab
 from e2e.lab.addresses import CLUSTER_CIDR, NODE_NAME
 from e2e.lab.confinement import confined
+from tests import kubeadm
 from tests.deploy.manifests import DEPLOY, Object, kustomized, load, the
 from tests.fakes.apirights import Rights
 from tests.fakes.apiserver import certificate_authority
@@ -156,85 +157,18 @@ class KubeadmsDaemon(PodDaemon):
 
     def __init__(self, lab: Lab, api: StandIn, directory: Path) -> None:
         super().__init__(lab, api, directory, "/var/lib/kube-proxy")
-        cidrs = ",".join(CLUSTER_CIDR.values())
-        self.configure(_KUBEADMS_CONFIG.format(cluster_cidr=cidrs))
+        config = (
+            kubeadm.CONFIG.replace("10.244.0.0/16", ",".join(CLUSTER_CIDR.values()))
+            .replace("maxPerCore: null", "maxPerCore: 0")  # the size belongs to the machine
+            .replace("verbosity: 0", "verbosity: 2")  # where a first sync is told
+        )
+        self.configure(config)
         self.configure(_KUBEADMS_KUBECONFIG.format(server=api.server.url), "kubeconfig.conf")
 
     def argv(self, *flags: str) -> list[str]:
         return [*self._entered(), *self._program(list(self.ARGUMENTS))]
 
 
-# maxPerCore: kubeadm writes null, but the size belongs to the machine. verbosity: kubeadm has 0;
-# a first sync is told from 2 on.
-_KUBEADMS_CONFIG = """\
-apiVersion: kubeproxy.config.k8s.io/v1alpha1
-bindAddress: 0.0.0.0
-bindAddressHardFail: false
-clientConnection:
-  acceptContentTypes: ""
-  burst: 0
-  contentType: ""
-  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf
-  qps: 0
-clusterCIDR: {cluster_cidr}
-configSyncPeriod: 0s
-conntrack:
-  maxPerCore: 0
-  min: null
-  tcpBeLiberal: false
-  tcpCloseWaitTimeout: null
-  tcpEstablishedTimeout: null
-  udpStreamTimeout: 0s
-  udpTimeout: 0s
-detectLocal:
-  bridgeInterface: ""
-  interfaceNamePrefix: ""
-detectLocalMode: ""
-enableProfiling: false
-healthzBindAddress: ""
-hostnameOverride: ""
-iptables:
-  localhostNodePorts: null
-  masqueradeAll: false
-  masqueradeBit: null
-  minSyncPeriod: 0s
-  syncPeriod: 0s
-ipvs:
-  excludeCIDRs: null
-  minSyncPeriod: 0s
-  scheduler: ""
-  strictARP: false
-  syncPeriod: 0s
-  tcpFinTimeout: 0s
-  tcpTimeout: 0s
-  udpTimeout: 0s
-kind: KubeProxyConfiguration
-logging:
-  flushFrequency: 0
-  options:
-    json:
-      infoBufferSize: "0"
-    text:
-      infoBufferSize: "0"
-  verbosity: 2
-metricsBindAddress: ""
-mode: ""
-nftables:
-  masqueradeAll: false
-  masqueradeBit: null
-  minSyncPeriod: 0s
-  syncPeriod: 0s
-nodePortAddresses: null
-oomScoreAdj: null
-portRange: ""
-showHiddenMetricsForVersion: ""
-winkernel:
-  enableDSR: false
-  forwardHealthCheckVip: false
-  networkName: ""
-  rootHnsEndpointName: ""
-  sourceVip: ""
-"""
 _KUBEADMS_KUBECONFIG = """\
 apiVersion: v1
 kind: Config
