@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import md5
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
+from bench.worlds import uid
 from pykubeproxy.model.objects import EndpointSlice, Service
 from tests.build import manifest
 
@@ -46,7 +45,7 @@ def as_sent(obj: Service | EndpointSlice, version: int = 1) -> dict[str, Any]:
     metadata = body["metadata"]
     manager, fields = _MANAGED_FIELDS[type(obj)]
     metadata |= {
-        "uid": _uid(metadata["name"]),
+        "uid": uid(metadata["name"]),
         "resourceVersion": str(version),
         "creationTimestamp": "2026-01-01T00:00:00Z",
         "labels": {"app.kubernetes.io/name": "bench", **metadata.get("labels", {})},
@@ -67,7 +66,7 @@ def as_sent(obj: Service | EndpointSlice, version: int = 1) -> dict[str, Any]:
             "kind": "Pod",
             "namespace": metadata["namespace"],
             "name": name,
-            "uid": _uid(name),
+            "uid": uid(name),
         }
     return body
 
@@ -88,7 +87,3 @@ def end_of_list(version: int) -> bytes:
         "annotations": {"k8s.io/initial-events-end": "true"},
     }
     return msgspec.json.encode({"type": "BOOKMARK", "object": {"metadata": metadata}}) + b"\n"
-
-
-def _uid(name: str) -> str:
-    return str(UUID(bytes=md5(name.encode(), usedforsecurity=False).digest()))

@@ -6,6 +6,9 @@ can be made without the rest.
 
 from __future__ import annotations
 
+from hashlib import md5
+from uuid import UUID
+
 from msgspec import Struct
 
 from pykubeproxy.model.objects import (
@@ -25,7 +28,7 @@ from pykubeproxy.model.objects import (
     SlicePort,
 )
 
-__all__ = ["NODE_PORTS", "POD_PORT", "SERVICE_PORT", "World"]
+__all__ = ["NODE_PORTS", "POD_PORT", "SERVICE_PORT", "World", "uid"]
 
 SERVICE_PORT = 80
 POD_PORT = 8080
@@ -40,6 +43,11 @@ _CIDR_BITS = 20  # 10.96.0.0/12 and fd00:96::/108
 _STATIC_ADDRESSES = 256
 """The start of the range, which the API server leaves for addresses chosen by hand (KEP-3070)."""
 _READY = Conditions(ready=True, serving=True, terminating=False)
+
+
+def uid(name: str) -> str:
+    """The UID of the object of that *name*."""
+    return str(UUID(bytes=md5(name.encode(), usedforsecurity=False).digest()))
 
 
 class World(Struct, frozen=True):
@@ -79,7 +87,11 @@ class World(Struct, frozen=True):
         ingress = (LoadBalancerIngress(f"203.0.{113 + (index >> 8) % 100}.{index & 255}"),)
         return Service(
             ServiceMeta(
-                f"service-{index}", _namespace(index), "2026-01-01T00:00:00Z", ServiceLabels()
+                f"service-{index}",
+                _namespace(index),
+                "2026-01-01T00:00:00Z",
+                ServiceLabels(),
+                uid=uid(f"service-{index}"),
             ),
             ServiceSpec(
                 type=kind,
