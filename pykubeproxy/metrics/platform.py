@@ -10,15 +10,12 @@ from pathlib import Path
 
 from pykubeproxy import KUBERNETES_VERSION, __version__
 from pykubeproxy.measures import Gauges, Labels, Measure, Readings, Text
+from pykubeproxy.settings import GATE_STAGES
 
 __all__ = ["build_measures", "feature_gates", "process_measures"]
 
 _UNLIMITED = float(2**64 - 1)  # as Go shows RLIM_INFINITY
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
-_ALPHA_GATES = frozenset({"AllAlpha", "LoggingAlphaOptions", "NativeHistograms"})
-_BETA_GATES = frozenset(
-    {"AllBeta", "ComponentFlagz", "ComponentStatusz", "ContextualLogging", "LoggingBetaOptions"}
-)
 
 
 def build_measures() -> Iterator[Measure]:
@@ -69,8 +66,7 @@ def feature_gates(gates: Mapping[str, bool]) -> Measure:
         )
     )
     for name, on in gates.items():
-        stage = "ALPHA" if name in _ALPHA_GATES else "BETA" if name in _BETA_GATES else ""
-        measure.set(float(on), name, stage)
+        measure.set(float(on), name, GATE_STAGES.get(name, ""))
     return measure
 
 
