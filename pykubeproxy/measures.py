@@ -32,47 +32,44 @@ class Text(Struct, frozen=True):
     stability: str = ""
 
 
-class Counts:
-    """A counter. Without labels it starts at 0, with labels a series starts at its first count."""
+class _Numbers:
+    """A number for each series; without labels there is one series, which starts at 0."""
 
     def __init__(self, text: Text) -> None:
         self.text = text
         self._lock = Lock()
         self._values: dict[Labels, float] = {} if text.labels else {(): 0.0}
-
-    def add(self, *labels: str, by: float = 1.0) -> None:
-        with self._lock:
-            self._values[labels] = self._values.get(labels, 0.0) + by
 
     def read(self) -> dict[Labels, float]:
         with self._lock:
             return dict(self._values)
 
+    def _increase(self, by: float, labels: Labels) -> None:
+        with self._lock:
+            self._values[labels] = self._values.get(labels, 0.0) + by
 
-class Gauges:
+
+class Counts(_Numbers):
+    """A counter. Without labels it starts at 0, with labels a series starts at its first count."""
+
+    def add(self, *labels: str, by: float = 1.0) -> None:
+        self._increase(by, labels)
+
+
+class Gauges(_Numbers):
     """A value that comes and goes; series as in `Counts`."""
-
-    def __init__(self, text: Text) -> None:
-        self.text = text
-        self._lock = Lock()
-        self._values: dict[Labels, float] = {} if text.labels else {(): 0.0}
 
     def set(self, value: float, *labels: str) -> None:
         with self._lock:
             self._values[labels] = value
 
     def add(self, by: float, *labels: str) -> None:
-        with self._lock:
-            self._values[labels] = self._values.get(labels, 0.0) + by
+        self._increase(by, labels)
 
     def remove(self, *labels: str) -> None:
         """End a series, if it is there."""
         with self._lock:
             self._values.pop(labels, None)
-
-    def read(self) -> dict[Labels, float]:
-        with self._lock:
-            return dict(self._values)
 
 
 class Spread(Struct, frozen=True):
