@@ -7,7 +7,11 @@
     ├── WatchError             an object source cannot deliver now
     │   ├── WatchDenied        401 or 403: a credential or a right is missing
     │   ├── WatchExpired       410: the remembered resourceVersion is gone, list again
-    │   └── WatchThrottled     429 or a Retry-After: wait before asking again
+    │   ├── WatchThrottled     429 or a Retry-After: wait before asking again
+    │   │   └── VersionAhead   the server has not come as far as our resourceVersion
+    │   ├── RequestRefused     any other answer that is an error
+    │   └── StreamCut          a stream that had begun was broken off
+    │       └── StreamSilent   it said nothing for too long
     └── HostError              this node lacks something the chosen mode needs
         ├── NodeTimeout        the Node object did not come to tell what is needed, in time
         └── Unsupported        a feature probe failed; names the feature and a way round
@@ -24,7 +28,11 @@ __all__ = [
     "HostError",
     "NodeTimeout",
     "PykubeproxyError",
+    "RequestRefused",
+    "StreamCut",
+    "StreamSilent",
     "Unsupported",
+    "VersionAhead",
     "WatchDenied",
     "WatchError",
     "WatchExpired",
@@ -78,6 +86,29 @@ class WatchThrottled(WatchError):
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class VersionAhead(WatchThrottled):
+    """The server has not reached our resourceVersion: it lags, or was restored from a backup."""
+
+
+class RequestRefused(WatchError):
+    """The server answered this request with an error that no other class describes.
+
+    *code* is the HTTP status, or the code of an ERROR event (0 where it had none).
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StreamCut(WatchError):
+    """A stream that had begun was broken off; what came before it is good."""
+
+
+class StreamSilent(StreamCut):
+    """A stream said nothing for so long that the connection must be dead."""
 
 
 class HostError(PykubeproxyError):

@@ -19,9 +19,16 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from pykubeproxy.errors import ConfigError, WatchDenied, WatchError, WatchThrottled
+from pykubeproxy.errors import (
+    ConfigError,
+    StreamCut,
+    StreamSilent,
+    WatchDenied,
+    WatchError,
+    WatchThrottled,
+)
 from pykubeproxy.watch.credentials import Credentials
-from pykubeproxy.watch.failures import StreamCut, StreamSilent, error_for, explain
+from pykubeproxy.watch.failures import error_for, explain
 from pykubeproxy.watch.login import loader_for
 from pykubeproxy.watch.requests import RequestMeasures
 from pykubeproxy.watch.resources import EVENTS, Resource

@@ -21,10 +21,9 @@ from uuid import uuid4
 import structlog
 from msgspec import Struct
 
-from pykubeproxy.errors import WatchDenied, WatchError, WatchThrottled
+from pykubeproxy.errors import RequestRefused, WatchDenied, WatchError, WatchThrottled
 from pykubeproxy.measures import Counts, Measure, Text
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.watch.failures import RequestRefused
 from pykubeproxy.watch.series import Open, Series, Verdict
 
 __all__ = ["EventRecorder", "Happening", "event_body", "event_name", "series_patch"]

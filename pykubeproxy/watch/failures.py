@@ -1,8 +1,4 @@
-"""What the API server's refusals and broken connections mean, in words an operator can act on.
-
-The classes here refine `WatchError` for the reflector, which reacts differently to each; nobody
-outside ``watch`` needs to tell them apart.
-"""
+"""What the API server's refusals and broken connections mean, in words an operator can act on."""
 
 from __future__ import annotations
 
@@ -18,36 +14,20 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
+from pykubeproxy.errors import (
+    RequestRefused,
+    VersionAhead,
+    WatchDenied,
+    WatchError,
+    WatchExpired,
+    WatchThrottled,
+)
 from pykubeproxy.watch.resources import Resource
 from pykubeproxy.watch.wire import Status
 
-__all__ = ["RequestRefused", "StreamCut", "StreamSilent", "VersionAhead", "error_for", "explain"]
+__all__ = ["error_for", "explain"]
 
 MAX_RETRY_AFTER_SECONDS = 300.0  # a proxy in between must not silence us for a day
-
-
-class RequestRefused(WatchError):
-    """The server answered this request with an error that no other class describes.
-
-    *code* is the HTTP status, or the code of an ERROR event (0 where it had none).
-    """
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class VersionAhead(WatchThrottled):
-    """The server has not reached our resourceVersion: it lags, or was restored from a backup."""
-
-
-class StreamCut(WatchError):
-    """A stream that had begun was broken off; what came before it is good."""
-
-
-class StreamSilent(StreamCut):
-    """A stream said nothing for so long that the connection must be dead."""
 
 
 def error_for(

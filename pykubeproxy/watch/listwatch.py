@@ -11,10 +11,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from pykubeproxy.errors import WatchError, WatchExpired
+from pykubeproxy.errors import RequestRefused, StreamCut, StreamSilent, WatchError, WatchExpired
 from pykubeproxy.model.objects import Kind, ObjectKey, WireObject
 from pykubeproxy.watch.client import LineStream
-from pykubeproxy.watch.failures import RequestRefused, StreamCut, StreamSilent, error_for
+from pykubeproxy.watch.failures import error_for
 from pykubeproxy.watch.resources import Resource
 from pykubeproxy.watch.wire import (
     BadWire,

@@ -21,12 +21,20 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
+from pykubeproxy.errors import (
+    RequestRefused,
+    StreamCut,
+    StreamSilent,
+    VersionAhead,
+    WatchDenied,
+    WatchError,
+    WatchExpired,
+    WatchThrottled,
+)
 from pykubeproxy.measures import Labels, Measure, Readings, Text
 from pykubeproxy.model.objects import Kind, ObjectKey
 from pykubeproxy.watch.backoff import Backoff
 from pykubeproxy.watch.client import STREAM_READ_SECONDS, LineStream
-from pykubeproxy.watch.failures import RequestRefused, StreamCut, StreamSilent, VersionAhead
 from pykubeproxy.watch.listwatch import (
     Api,
     StreamingRefused,

@@ -12,11 +12,18 @@ from typing import Any
 import pytest
 import trustme
 
-from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
+from pykubeproxy.errors import (
+    RequestRefused,
+    StreamCut,
+    StreamSilent,
+    WatchDenied,
+    WatchError,
+    WatchExpired,
+    WatchThrottled,
+)
 from pykubeproxy.model.objects import Kind
 from pykubeproxy.watch.client import ApiServer
 from pykubeproxy.watch.events import Happening, event_body, series_patch
-from pykubeproxy.watch.failures import RequestRefused, StreamCut, StreamSilent
 from pykubeproxy.watch.resources import RESOURCES
 from pykubeproxy.watch.wire import decode_list
 from tests.fakes import recordings

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from pykubeproxy.errors import WatchDenied, WatchError, WatchThrottled
+from pykubeproxy.errors import RequestRefused, WatchDenied, WatchError, WatchThrottled
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.watch.events import (
     LOOK_SECONDS,
@@ -21,7 +21,6 @@ from pykubeproxy.watch.events import (
     event_name,
     series_patch,
 )
-from pykubeproxy.watch.failures import RequestRefused
 from pykubeproxy.watch.series import BURST, FINISH_SECONDS
 from tests.fakes.apievents import merged, problem_with_change, problem_with_event
 from tests.fakes.recordings import load

@@ -8,9 +8,16 @@ import time
 import pytest
 from urllib3.exceptions import ConnectTimeoutError, ProtocolError, SSLError
 
-from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
+from pykubeproxy.errors import (
+    RequestRefused,
+    VersionAhead,
+    WatchDenied,
+    WatchError,
+    WatchExpired,
+    WatchThrottled,
+)
 from pykubeproxy.model.objects import Kind
-from pykubeproxy.watch.failures import RequestRefused, VersionAhead, error_for, explain
+from pykubeproxy.watch.failures import error_for, explain
 from pykubeproxy.watch.resources import RESOURCES
 from pykubeproxy.watch.wire import Status, StatusDetails, decode_status
 from tests.fakes import recordings

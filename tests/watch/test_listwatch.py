@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pykubeproxy.errors import WatchError, WatchExpired, WatchThrottled
+from pykubeproxy.errors import (
+    RequestRefused,
+    StreamCut,
+    StreamSilent,
+    WatchError,
+    WatchExpired,
+    WatchThrottled,
+)
 from pykubeproxy.model.objects import Kind, ObjectKey
-from pykubeproxy.watch.failures import RequestRefused, StreamCut, StreamSilent
 from pykubeproxy.watch.listwatch import (
     StreamingRefused,
     Target,

@@ -8,9 +8,17 @@ from random import Random
 import pytest
 from structlog.testing import capture_logs
 
-from pykubeproxy.errors import WatchDenied, WatchError, WatchExpired, WatchThrottled
+from pykubeproxy.errors import (
+    RequestRefused,
+    StreamCut,
+    StreamSilent,
+    VersionAhead,
+    WatchDenied,
+    WatchError,
+    WatchExpired,
+    WatchThrottled,
+)
 from pykubeproxy.model.objects import Kind, ObjectKey
-from pykubeproxy.watch.failures import RequestRefused, StreamCut, StreamSilent, VersionAhead
 from pykubeproxy.watch.listwatch import Target
 from pykubeproxy.watch.reflector import Reflector
 from pykubeproxy.watch.resources import RESOURCES, selectors
