@@ -198,7 +198,7 @@ class Relay:
             except OSError:
                 return
             try:
-                outer = socket.create_connection(self._target, timeout=10)
+                outer = socket.create_connection(self._target, timeout=60)
             except OSError:
                 inner.close()
                 continue

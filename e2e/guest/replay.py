@@ -29,7 +29,7 @@ __all__ = ["MOST_GUESTS", "GuestRun", "Replay", "run_in_guests", "shares"]
 
 MOST_GUESTS = 2  # a guest has one processor
 # Between two signs of life: the longest test (it has its own limit inside), and much patience.
-SILENCE_SECONDS = 300.0
+SILENCE_SECONDS = 900.0
 POLL_SECONDS = 0.05
 _TAIL_BYTES = 6000
 

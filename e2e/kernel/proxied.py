@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from typing import Self
 
 import msgspec
 
-from e2e.kernel.running import MACHINES_CONNTRACK
+from e2e.kernel.running import MACHINES_CONNTRACK, eventually
 from e2e.lab import REFUSED, TIMEOUT, Answer, Lab, Reply, has_sctp, stop
 from pykubeproxy.model.kinds import Family, Protocol
 from pykubeproxy.model.objects import WireObject
@@ -37,9 +36,9 @@ __all__ = ["ProxiedLab", "packets_on_wire"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARKER = "10.96.98.98"
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
 SILENCE_SECONDS = 0.6
-ANSWER_SECONDS = 4.0  # a refused TCP probe over IPv6 takes a retransmission, which is 1 s
+ANSWER_SECONDS = 16.0  # retransmissions come after 1, 3, 7 and 15 s
 ROUND = 8
 MOST_ROUNDS = 10
 
@@ -130,13 +129,18 @@ class ProxiedLab:
         (self.manifests / f"{name}.json").write_bytes(text)
 
     def _wait_until_served(self) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        for family in Family:
-            while not isinstance(
-                self.lab.probe("client", address(MARKER, family), 80, timeout=0.1), Answer
-            ):
-                if self.daemon.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the daemon does not serve:\n{self.log.read_text()}")
+        markers = [address(MARKER, family) for family in Family]
+
+        def served() -> bool:
+            if self.daemon.poll() is not None:
+                raise RuntimeError(f"the daemon has ended:\n{self.log.read_text()}")
+            return all(isinstance(self.lab.probe("client", m, 80), Answer) for m in markers)
+
+        try:
+            eventually(served, "the markers of both families answer", READY_SECONDS)
+        except AssertionError as error:
+            error.add_note(self.log.read_text())
+            raise
 
     # --- packets ---
 

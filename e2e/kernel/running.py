@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,7 @@ from typing import Self
 
 import msgspec
 
-from e2e.lab import Answer, Lab, Reply, stop
+from e2e.lab import Answer, AttendedTime, Lab, Reply, stop
 from pykubeproxy.model.objects import WireObject
 from tests.build import manifest, node
 
@@ -37,11 +36,15 @@ MACHINES_CONNTRACK = "--conntrack-max-per-core=0"
 _PAUSE = threading.Event()  # never set: waiting for it is a pause that ends early for nobody
 
 
-def eventually(holds: Callable[[], object], what: str, seconds: float = 15.0) -> None:
-    """Wait until *holds* is true, or fail saying *what* did not come about."""
-    deadline = time.monotonic() + seconds
+def eventually(holds: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    """Wait until *holds* is true, or fail saying *what* did not come about.
+
+    The seconds are those of `AttendedTime`: they are patience, never a promise of speed.
+    """
+    time = AttendedTime(step=0.5)
+    deadline = time.look() + seconds
     while not holds():
-        if time.monotonic() > deadline:
+        if time.look() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         _PAUSE.wait(0.02)
 
@@ -173,18 +176,18 @@ class RunningDaemon:
             )
         before = self.synced()
         try:
-            eventually(lambda: self.synced() > before or self._ended(), "a first sync", 30)
+            eventually(lambda: self.synced() > before or self._ended(), "a first sync", 60)
         except AssertionError as error:
             error.add_note(self.text())
             raise
         assert not self._ended(), self.text()
 
     def stop(self) -> int:
-        """SIGTERM; returns the exit status."""
+        """SIGTERM; returns the exit status: not 0 for one that needs longer than 20 s."""
         if self.process is None:
             return 0
         process, self.process = self.process, None
-        return stop(process, 15)
+        return stop(process, 20)
 
     def kill(self) -> None:
         """SIGKILL: no chance to put anything in order."""

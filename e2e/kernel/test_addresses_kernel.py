@@ -41,7 +41,7 @@ class Reader:
         self.book.start(lambda: self.heard.put("elsewhere"), self.heard.put)
 
     def next(self):
-        return self.heard.get(timeout=10)
+        return self.heard.get(timeout=60)
 
 
 @pytest.fixture

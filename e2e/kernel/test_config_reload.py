@@ -200,7 +200,7 @@ def test_a_signal_during_the_change_is_obeyed(
     eventually(lambda: daemon.text().count(line) == times, "it is that far")
     os.kill(number, signal.SIGTERM)
     assert daemon.process is not None
-    assert 0 == daemon.process.wait(15)
+    assert 0 == daemon.process.wait(60)
     assert daemon.rules_about("default/web")
 
 

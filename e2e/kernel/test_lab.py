@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.lab import REFUSED, TIMEOUT, Answer, Lab, LabError
+from e2e.lab import REFUSED, TIMEOUT, Answer, AttendedTime, Lab, LabError
 from e2e.lab.addresses import BOUND_VIP
 from pykubeproxy.model.kinds import Family
 from tests.contract.world import ADDRESS_OF, address
@@ -64,6 +64,21 @@ def test_a_connection_stays_open(lab: Lab) -> None:
     assert Answer("p2", 8081, "192.0.2.100") == connection.answer
     assert connection.ask(b"hello\n") == b"hello\n"
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("attended", "looks"),
+    [
+        pytest.param(0.75, (0.25, 0.5, 0.75), id="all of it"),
+        pytest.param(1.25, (0.25, 60.25, 60.75), id="what stood still counts as one step"),
+    ],
+)
+def test_a_machine_that_stands_still_uses_up_no_timeout(
+    attended: float, looks: tuple[float, ...]
+) -> None:
+    moments = iter((0.0, *looks))
+    time = AttendedTime(step=0.5, clock=lambda: next(moments))
+    assert attended == [time.look() for _ in looks][-1]
 
 
 def test_labs_stand_side_by_side_and_leave_nothing(lab: Lab) -> None:

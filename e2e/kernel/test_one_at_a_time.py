@@ -45,7 +45,7 @@ def test_the_second_waits_for_the_end_of_the_first(
             )
             assert 0 == second.synced()
             first.process.send_signal(end)
-            first.process.wait(15)
+            first.process.wait(60)
             started.result()
             customers.go_on()
         second.write("web", *web("p3"))

@@ -30,7 +30,7 @@ def connect(
     """A connection made in the namespace of *role*."""
     connection = http.client.HTTPConnection(host, port)
     connection.sock = lab.in_namespace(
-        role, lambda: socket.create_connection((host, port), timeout=5)
+        role, lambda: socket.create_connection((host, port), timeout=30)
     )
     return connection
 

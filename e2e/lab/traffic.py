@@ -35,6 +35,7 @@ __all__ = [
     "REFUSED",
     "TIMEOUT",
     "Answer",
+    "AttendedTime",
     "Burst",
     "Connection",
     "Reply",
@@ -49,8 +50,12 @@ IPV6_PKTINFO = 50
 IP_PKTINFO = 8
 IP_RECVERR = 11
 IPV6_RECVERR = 25
-_REFUSALS = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES)
+_REFUSALS = (
+    *(errno.ECONNREFUSED, errno.ECONNRESET),
+    *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES),
+)
 _SOURCE_PORTS = range(32768, 60000)
+_STEP_SECONDS = 0.05
 _KINDS = {
     "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
     "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
@@ -123,10 +128,34 @@ class _Libc:
             raise OSError(code, f"entering a network namespace: {os.strerror(code)}")
 
 
+class AttendedTime:
+    """Seconds during which somebody looked: a host that stalls does not use up a timeout.
+
+    Between two looks at most *step* seconds count. A machine that stood still for five seconds
+    answered nothing in that time, and lost nothing either.
+    """
+
+    def __init__(
+        self, step: float = _STEP_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._step = step
+        self._clock = clock
+        self._seen = clock()
+        self._seconds = 0.0
+
+    def look(self) -> float:
+        """The attended seconds until now. To be asked at least every *step*."""
+        now = self._clock()
+        self._seconds += min(now - self._seen, self._step)
+        self._seen = now
+        return self._seconds
+
+
 class Traffic:
     """The one thread behind all servers and probes of a lab.
 
-    *namespaces* maps a role to an open file descriptor of its network namespace.
+    *namespaces* maps a role to an open file descriptor of its network namespace. Timeouts are in
+    `AttendedTime`.
     """
 
     def __init__(self, namespaces: dict[str, int]) -> None:
@@ -136,6 +165,7 @@ class Traffic:
         self._namespaces = namespaces
         self._selector = selectors.DefaultSelector()
         self._jobs: deque[Callable[[], None]] = deque()
+        self._time = AttendedTime()
         self._deadlines: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = count()
         self._source_ports = {role: count() for role in namespaces}
@@ -241,13 +271,13 @@ class Traffic:
         while not self._stopping:
             pause = None
             if self._deadlines:
-                pause = max(0.0, self._deadlines[0][0] - time.monotonic())
+                pause = min(_STEP_SECONDS, max(0.0, self._deadlines[0][0] - self._time.look()))
             for key, _ in self._selector.select(pause):
                 if key.fileobj == self._wake_r or key.fileobj in self._sockets:
                     key.data()
             while self._jobs:
                 self._jobs.popleft()()
-            now = time.monotonic()
+            now = self._time.look()
             while self._deadlines and self._deadlines[0][0] <= now:
                 heapq.heappop(self._deadlines)[2]()
 
@@ -404,7 +434,7 @@ class Traffic:
                 future.set_exception(error)
         heapq.heappush(
             self._deadlines,
-            (time.monotonic() + timeout, next(self._sequence), lambda: finish(TIMEOUT)),
+            (self._time.look() + timeout, next(self._sequence), lambda: finish(TIMEOUT)),
         )
 
 

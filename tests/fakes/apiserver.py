@@ -196,7 +196,7 @@ class FakeApiServer:
 
     # --- watching the watcher -------------------------------------------------------------------
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Return when *condition* holds, which is asked after each request and each change."""
         with self.changed:
             if not self.changed.wait_for(condition, seconds):

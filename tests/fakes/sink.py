@@ -43,7 +43,7 @@ class RecordingSink:
         with self._changed:
             return sum(isinstance(e, Replaced) and e.kind is kind for e in self.events)
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Return when *condition* holds, which is asked after each event."""
         with self._changed:
             if not self._changed.wait_for(condition, seconds):

@@ -16,8 +16,6 @@ from tests.fakes.apiserver import FakeApiServer, certificate_authority
 from tests.fakes.apistore import BY_KIND, RESOURCES, ApiResource, Object
 from tests.fakes.recordings import Recording
 
-pytestmark = pytest.mark.timeout(30)
-
 
 @pytest.fixture
 def fake() -> Iterator[FakeApiServer]:
@@ -30,7 +28,7 @@ def ask(
 ) -> tuple[HTTPResponse, bytes]:
     context = ssl.create_default_context()
     certificate_authority().configure_trust(context)
-    connection = HTTPSConnection("127.0.0.1", fake.port, context=context, timeout=10)
+    connection = HTTPSConnection("127.0.0.1", fake.port, context=context, timeout=60)
     try:
         connection.request(method, target, body or None, {"Authorization": f"Bearer {token}"})
         response = connection.getresponse()

@@ -99,7 +99,7 @@ class Kernel:
         """Send *messages* as one read, and wait until somebody was called back."""
         self.heard.clear()
         self.end.send(b"".join(messages))
-        assert self.heard.wait(10)
+        assert self.heard.wait(60)
 
 
 @pytest.fixture

@@ -49,8 +49,6 @@ from tests.fakes.xtables import Fault, Xtables
 from tests.metrics.names import ABSENT, TABLE, differences, expected
 from tests.test_reactions import Health, Ports
 
-pytestmark = pytest.mark.timeout(60)
-
 TRIGGER = "endpoints.kubernetes.io/last-change-trigger-time"
 V4 = Family.IPV4
 DNS = [port(53, "dns", "UDP")]

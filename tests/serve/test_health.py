@@ -41,7 +41,7 @@ def server(pages, counted):
 
 
 def ask(port, path, method="GET", host="127.0.0.1"):
-    connection = http.client.HTTPConnection(host, port, timeout=20)
+    connection = http.client.HTTPConnection(host, port, timeout=60)
     connection.request(method, path)
     response = connection.getresponse()
     body = response.read()
@@ -91,7 +91,7 @@ def test_head_has_no_body(server):
 
 
 def test_the_headers_are_in_the_order_of_go(server):
-    with socket.create_connection(("127.0.0.1", server.ports[0]), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", server.ports[0]), timeout=60) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n")
         head = client.makefile("rb").read().partition(b"\r\n\r\n")[0].decode()
     assert [
@@ -174,7 +174,7 @@ def test_a_taken_port_is_retried(pages, taken, monkeypatch):
     )
     server.start()
     taken.close()
-    server._thread.join(20)  # it ends when all addresses are listened on
+    server._thread.join(60)  # it ends when all addresses are listened on
     assert 200 == ask(address[1], "/livez")[0]
     server.stop()
 
@@ -206,7 +206,7 @@ def test_a_taken_port_is_complained_of_once(pages, taken):
     server._stop = Stop()
     with capture_logs() as logged:
         server.start()
-        server._thread.join(20)
+        server._thread.join(60)
     assert [5.0] * 3 == waits  # each attempt but the first waits before
     assert [("error", "cannot listen"), ("info", "listening after all")] == [
         (line["log_level"], line["event"]) for line in logged
@@ -215,7 +215,7 @@ def test_a_taken_port_is_complained_of_once(pages, taken):
 
 
 def test_a_client_of_metrics_does_not_hold_up_health(server):
-    with socket.create_connection(("127.0.0.1", server.ports[1]), timeout=20) as silent:
+    with socket.create_connection(("127.0.0.1", server.ports[1]), timeout=60) as silent:
         silent.sendall(b"GET /metrics HTTP/1.1\r\n")
         assert 200 == ask(server.ports[0], "/livez")[0]
         assert 200 == ask(server.ports[1], "/healthz")[0]

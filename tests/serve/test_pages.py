@@ -237,11 +237,11 @@ def test_the_stack_of_each_thread_can_be_read(profiled):
 
     def wait_here():
         ready.set()
-        go.wait(20)
+        go.wait(60)
 
     thread = threading.Thread(target=wait_here, name="waits-there")
     thread.start()
-    ready.wait(20)
+    ready.wait(60)
     page = ask(profiled, "/debug/pprof/goroutine", query="debug=2").body.decode()
     go.set()
     thread.join()

@@ -48,7 +48,7 @@ def port(listening):
 
 
 def connect(port):
-    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    client = socket.create_connection(("127.0.0.1", port), timeout=60)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return client
 
@@ -84,7 +84,7 @@ def test_an_answer_to_the_byte(port):
 
 
 def test_several_requests_on_one_connection(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.connect()
     before = connection.sock.getsockname()
     for method in ("GET", "HEAD", "POST", "BREW"):
@@ -333,7 +333,7 @@ def test_the_unspecified_address_is_both_families_and_others_are_one_address(hos
         port = listener.getsockname()[1]
         for address, expected in answers.items():
             try:
-                socket.create_connection((address, port), timeout=20).close()
+                socket.create_connection((address, port), timeout=60).close()
                 answered = True
             except ConnectionRefusedError:
                 answered = False

@@ -42,7 +42,7 @@ def free_port():
 
 
 def ask(port, method="GET", path="/any"):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path)
     response = connection.getresponse()
     body = response.read()
@@ -52,7 +52,7 @@ def ask(port, method="GET", path="/any"):
 
 def is_refused(port, host="127.0.0.1"):
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((host, port), timeout=10)
+        socket.create_connection((host, port), timeout=60)
     return True
 
 
@@ -191,7 +191,7 @@ HEADERS = (
 def test_the_answer_to_the_byte(servers, request_, expected):
     port = free_port()
     servers.sync({A: (port, 2)})
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(request_)
         received = client.makefile("rb").read()
     assert expected == re.sub(rb"Date: [^\r]+ GMT\r\n", b"Date: -\r\n", received)
@@ -200,7 +200,7 @@ def test_the_answer_to_the_byte(servers, request_, expected):
 def test_a_connection_is_kept_and_hears_of_changes(servers, proxy):
     port = free_port()
     servers.sync({A: (port, 2)})
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.connect()
     before = connection.sock.getsockname()
     answers = []
@@ -227,7 +227,7 @@ def test_a_slow_client_does_not_hold_up_others(servers):
 def test_a_port_that_closes_ends_its_connections_and_no_others(servers):
     one, two = free_port(), free_port()
     servers.sync({A: (one, 1), B: (two, 2)})
-    connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=10) for port in (one, two)]
+    connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for port in (one, two)]
     for connection in connections:
         connection.request("GET", "/")
         connection.getresponse().read()
@@ -248,7 +248,7 @@ def test_a_family_listens_at_its_addresses_only(failures):
         servers.start()
         port = free_port()
         servers.sync({A: (port, 1)})
-        with socket.create_connection((there, port), timeout=10):
+        with socket.create_connection((there, port), timeout=60):
             assert is_refused(port, elsewhere)
         servers.stop()
     assert [] == failures
@@ -268,7 +268,7 @@ def test_a_port_that_cannot_be_had_at_one_address_is_open_at_none(failures):
     servers.update({})
     assert 1 == servers.count
     for host in ("127.0.0.1", "127.0.0.2"):
-        socket.create_connection((host, port), timeout=10).close()
+        socket.create_connection((host, port), timeout=60).close()
     servers.stop()
 
 

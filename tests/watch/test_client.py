@@ -30,8 +30,6 @@ from tests.fakes import recordings
 from tests.fakes.apiserver import Answer, FakeApiServer
 from tests.fakes.scripted_api import service
 
-pytestmark = pytest.mark.timeout(60)
-
 SERVICES = RESOURCES[Kind.SERVICE]
 SLICES = RESOURCES[Kind.ENDPOINT_SLICE]
 
@@ -381,7 +379,7 @@ def test_close_ends_requests_that_wait_for_an_answer(
     thread.start()
     hanging.wait_until(lambda: bool(hanging.requests))
     client.close()
-    thread.join(10)
+    thread.join(60)
     assert len(errors) == 1
 
 

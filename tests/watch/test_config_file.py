@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from pykubeproxy.watch import config_file
 from pykubeproxy.watch.config_file import ConfigFile, way_to
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 class Followed:

@@ -10,8 +10,6 @@ import urllib3
 from pykubeproxy.errors import WatchDenied
 from pykubeproxy.watch.credentials import Credentials, TokenFile
 
-pytestmark = pytest.mark.timeout(30)
-
 
 @pytest.mark.parametrize("state", ["missing", "empty"])
 def test_a_token_file_in_rotation_leaves_the_last_token(tmp_path: Path, state: str) -> None:

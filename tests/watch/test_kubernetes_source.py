@@ -19,8 +19,6 @@ from tests.fakes.apiserver import Answer, FakeApiServer, Request
 from tests.fakes.scripted_api import service
 from tests.fakes.sink import RecordingSink
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class Hasty(Random):
     """Draws next to nothing, so that no test waits out a backoff."""

@@ -13,8 +13,6 @@ from pykubeproxy.errors import ConfigError, WatchDenied
 from pykubeproxy.watch.client import ApiServer
 from pykubeproxy.watch.login import advice_in_cluster, loader_for
 
-pytestmark = pytest.mark.timeout(30)
-
 EXEC = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "false"}}
 
 

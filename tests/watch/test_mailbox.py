@@ -10,8 +10,6 @@ from pykubeproxy.model.objects import Kind, ObjectKey
 from pykubeproxy.watch.mailbox import Mailbox
 from pykubeproxy.watch.source import Gone
 
-pytestmark = pytest.mark.timeout(20)
-
 
 def gone(name: str) -> Gone:
     return Gone(Kind.SERVICE, ObjectKey("default", name))
@@ -55,7 +53,7 @@ def test_a_waiting_reader_is_woken(how: str) -> None:
         mailbox.put(gone("a"))
     else:
         mailbox.wake()
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
 
 

@@ -22,8 +22,6 @@ from pykubeproxy.watch.manifests import Catalog, ManifestSource
 from pykubeproxy.watch.source import Gone, Put, Replaced
 from tests.fakes.sink import RecordingSink
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def service(name: str, address: str = "10.96.0.1", port: object = 80) -> str:
     return (
@@ -463,9 +461,9 @@ def test_without_inotify_the_directory_is_looked_at(
             (directory / "b.yaml").unlink()
             sink.wait_until(lambda: {"long-name"} == sink.names())
             for _ in range(3):  # tries in vain, which are not told
-                assert refusals.acquire(timeout=10)
+                assert refusals.acquire(timeout=60)
             monkeypatch.setattr(manifests.log, "info", told_to, raising=False)
-        assert back.wait(10)
+        assert back.wait(60)
     (told,) = [entry for entry in logs if entry["log_level"] == "warning"]
     assert "fs.inotify.max_user_instances" in told["reason"]
     assert "fs.inotify.max_user_watches" in told["reason"]

@@ -14,8 +14,6 @@ import yaml
 from pykubeproxy.errors import ConfigError, WatchDenied
 from pykubeproxy.watch.packageconfig import anonymous, from_kubeconfig, in_cluster
 
-pytestmark = pytest.mark.timeout(30)
-
 
 def kubeconfig(directory: Path, user: dict[str, Any], **cluster: Any) -> str:
     content = {

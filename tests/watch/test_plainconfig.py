@@ -13,8 +13,6 @@ import yaml
 from pykubeproxy.watch import packageconfig, plainconfig
 from pykubeproxy.watch.credentials import Credentials
 
-pytestmark = pytest.mark.timeout(30)
-
 NO_PROXY: dict[str, str] = {}
 BY_CONTENT = ("ca_certs", "cert_file", "key_file")
 OWN = ("maxsize",)  # a matter of taste

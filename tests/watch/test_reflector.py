@@ -35,8 +35,6 @@ from tests.fakes.scripted_api import (
 )
 from tests.fakes.sink import RecordingSink
 
-pytestmark = pytest.mark.timeout(60)
-
 END = bookmark(10, end=True)
 
 

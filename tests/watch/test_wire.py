@@ -24,8 +24,6 @@ from pykubeproxy.watch.wire import (
 from tests.fakes import recordings
 from tests.fakes.scripted_api import added, bookmark, deleted, failure, line, listing, service
 
-pytestmark = pytest.mark.timeout(30)
-
 KINDS = {
     "services-list": Kind.SERVICE,
     "services-rv0": Kind.SERVICE,

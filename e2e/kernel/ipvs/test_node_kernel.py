@@ -245,7 +245,7 @@ class Connected:
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 8080))
-        self.client = socket.create_connection(("10.96.0.1", 80), timeout=5)
+        self.client = socket.create_connection(("10.96.0.1", 80), timeout=30)
         self.server, _ = self.listener.accept()
         self.server.settimeout(5)
 
