@@ -81,10 +81,11 @@ class Config(Struct, frozen=True):
 
     ``min_sync_period_seconds`` is ``None`` when not given or 0: pacing is adaptive then.
     ``healthz_address`` is ``None`` when that server is switched off.
-    ``cluster_cidrs`` is empty unless ``detect_local_mode`` uses it.
+    ``cluster_cidrs``, ``bridge_interface`` and ``interface_name_prefix`` are empty unless
+    ``detect_local_mode`` uses them.
     ``feature_gates`` has every gate of `GATES`.
     ``settings`` are the fields of a KubeProxyConfiguration with an effective value other than the
-    default, as settings (`pykubeproxy.configwrite` makes a document of them).
+    default, as settings (`pykubeproxy.configwrite` makes a document of them); lists as given.
     ``flags`` are the flags that were given, also those that a file silences.
     ``notices`` are sentences to log once at start.
     """

@@ -139,8 +139,8 @@ class _Builder:
             "detectLocalMode": config.detect_local_mode.value,
             "healthzBindAddress": _joined(host, port) if host else "",
             "metricsBindAddress": _joined(*config.metrics_address),
-            "nodePortAddresses": config.nodeport_addresses,
-            "ipvs.excludeCIDRs": config.ipvs.exclude_cidrs,
+            # Lists are told as they were given: masked they are what rules need.
+            "nodePortAddresses": self._texts("nodePortAddresses") or config.nodeport_addresses,
         }
         section = "iptables" if config.mode == "ipvs" else config.mode
         settings[f"{section}.masqueradeAll"] = config.masquerade_all
@@ -253,10 +253,9 @@ class _Builder:
         return parsed[1]
 
     def _healthz_address(self) -> tuple[str, int] | None:
-        if self._value("--healthz-port") == 0:
-            return None
-        address = "::" if self._file_binds_ipv6() else "0.0.0.0"
-        return self._address("healthzBindAddress", "--healthz-port", address)
+        host = "::" if self._file_binds_ipv6() else "0.0.0.0"
+        address = self._address("healthzBindAddress", "--healthz-port", host)
+        return None if self._value("--healthz-port") == 0 else address
 
     def _metrics_address(self) -> tuple[str, int]:
         if self._value("--metrics-port") == 0:
@@ -273,6 +272,8 @@ class _Builder:
         port = self._int(port_flag)
         default_port = SETTINGS[port_flag].default
         assert isinstance(default_port, int)
+        if port == 0:
+            default_port = 0
         given = self._given.get(name)
         if given is not None and given.value and canonical_ip(str(given.value)) is not None:
             return self._host_port(name, str(given.value), port)
@@ -292,7 +293,10 @@ class _Builder:
         return found is not None and not found.where.startswith("--") and ":" in str(found.value)
 
     def _host_port(self, name: str, text: str, default_port: int) -> tuple[str, int]:
-        """Read ``IP``, ``IP:port`` or ``[IPv6]:port``; a missing port is *default_port*."""
+        """Read ``IP``, ``IP:port`` or ``[IPv6]:port``; a missing port is *default_port*.
+
+        Where that is 0 the flag of the port has said so, and 0 is no fault of the address.
+        """
         bare = canonical_ip(text)
         if bare is not None:
             host, port_text = text, str(default_port)
@@ -304,15 +308,16 @@ class _Builder:
                 host = ""
         parsed = canonical_ip(host)
         port_is_valid = (
-            port_text.isascii() and port_text.isdigit() and 0 < int(port_text[:6]) <= 65535
+            port_text.isascii()
+            and port_text.isdigit()
+            and min(default_port, 1) <= int(port_text[:6]) <= 65535
         )
         if parsed is None:
             self._problem(name, text, "must be IP:port with a valid IP, IPv6 as [IP]:port")
             return text, 0
         if not port_is_valid:
-            if bare is None or default_port != 0:  # a port flag of 0 has its own message
-                what = shown(port_text) if port_text else "is missing; it"
-                self._problem(name, text, f"port {what} must be a valid port (1-65535)")
+            what = shown(port_text) if port_text else "is missing; it"
+            self._problem(name, text, f"port {what} must be a valid port (1-65535)")
             return parsed[1], 0
         return parsed[1], int(port_text)
 
@@ -358,7 +363,12 @@ class _Builder:
 
     def _interface(self, mode: DetectLocalMode, wanted: DetectLocalMode, name: str) -> str:
         interface = self._text(name)
-        if mode is wanted and not interface:
+        if mode is not wanted:
+            if interface:
+                where = self._where(name)
+                self._notices.append(f"{where} is not used with detectLocalMode {mode.value}")
+            return ""
+        if not interface:
             self._problem(name, interface, f"must not be empty with detectLocalMode {mode.value}")
         # IFNAMSIZ is 16 with the final NUL, and a prefix is followed by something.
         longest = 14 if wanted is DetectLocalMode.INTERFACE_NAME_PREFIX else 15
@@ -366,9 +376,6 @@ class _Builder:
         if odd or len(interface.encode("utf-8", "surrogatepass")) > longest:
             reason = f"must be 1-{longest} bytes without blanks or '/', as interface names are"
             self._problem(name, interface, reason)
-        if mode is not wanted and interface:
-            where = self._where(name)
-            self._notices.append(f"{where} is not used with detectLocalMode {mode.value}")
         return interface
 
     def _nodeport_addresses(self, mode: str) -> tuple[str, ...]:
@@ -423,9 +430,26 @@ class _Builder:
         return score
 
     def _ipvs_left(self) -> IpvsConfig:
-        """What counts in other modes, where leftovers of ipvs mode are removed."""
-        given = map(canonical_cidr, self._texts("ipvs.excludeCIDRs"))
-        return IpvsConfig(exclude_cidrs=tuple(cidr[1] for cidr in given if cidr is not None))
+        """What counts in other modes, where leftovers of ipvs mode are removed.
+
+        kube-proxy judges the list in ipvs mode only, so a start goes on with what can be read of
+        it. Cleaning up does not: it would remove what it was told to leave.
+        """
+        name = "ipvs.excludeCIDRs"
+        given = self._texts(name)
+        if self._bool("--cleanup"):
+            return IpvsConfig(exclude_cidrs=self._cidrs(name, given))
+        readable = []
+        for text in given:
+            cidr = canonical_cidr(text)
+            if cidr is not None:
+                readable.append(cidr[1])
+                continue
+            self._notices.append(
+                f"{self._where(name)}: {shown(text)} is no valid CIDR and protects nothing where "
+                f"leftovers of ipvs mode are removed; {_CIDR}"
+            )
+        return IpvsConfig(exclude_cidrs=tuple(readable))
 
     def _ipvs(self) -> IpvsConfig:
         fallback = self._choice("--ipvs-fallback", ("iptables", "fail"))
@@ -539,5 +563,7 @@ def _said(value: object, kind: Type) -> str:
         return format_duration(value)
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, bool):
+        return shown(value)
     text = ",".join(value) if isinstance(value, tuple) else str(value)
     return text if text.isprintable() and len(text) <= 100 else shown(text)

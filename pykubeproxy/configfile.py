@@ -18,7 +18,15 @@ import yaml
 from msgspec import Struct
 
 from pykubeproxy.errors import ConfigError
-from pykubeproxy.settings import SECTIONS, SETTINGS, Given, from_document, shown
+from pykubeproxy.settings import (
+    SECTIONS,
+    SETTINGS,
+    VMODULE_FIELDS,
+    Given,
+    Type,
+    from_document,
+    shown,
+)
 
 __all__ = ["API_VERSION", "FLOAT", "KIND", "Document", "parse_document", "read_file"]
 
@@ -60,16 +68,19 @@ def read_file(path: Path) -> str:
 
 def parse_document(text: str, name: str) -> Document:
     """Parse *text*; *name* is what messages call the file."""
-    duplicates: list[str] = []
     try:
-        document = _decode(text, name, duplicates)
-        _check_kind(document, name)
+        decoded = _decode(text, name)
+        _check_kind(decoded.content, name)
     except ConfigError as error:
         return Document(problems=error.problems)
     fields = _Fields(name)
-    fields.read(document)
-    twice = (f"{name}: field {path} is given twice, the last one counts" for path in duplicates)
-    return Document(fields.given, (*fields.notices, *twice), tuple(fields.problems))
+    fields.read(decoded.content)
+    notices = fields.notices + [
+        f"{name}: field {path} is given twice, the last one counts" for path in decoded.duplicates
+    ]
+    if decoded.has_more:
+        notices.append(f"{name}: only the first YAML document is read, the rest is ignored")
+    return Document(fields.given, tuple(notices), tuple(fields.problems))
 
 
 class _Fields:
@@ -85,7 +96,7 @@ class _Fields:
         for key, value in section.items():
             path = _path(prefix, key)
             # A key with a dot in it is no path.
-            known = "." not in str(key) and isinstance(key, str)
+            known = isinstance(key, str) and "." not in key
             if known and path in _FIELDS:
                 self._read_field(path, value)
             elif known and path in SECTIONS:
@@ -102,6 +113,8 @@ class _Fields:
         if value is None:
             return
         setting = SETTINGS[path]
+        if setting.type is Type.VMODULE and isinstance(value, list):
+            self._note_items(path, value)
         try:
             parsed = from_document(setting.type, value, path)
         except ConfigError as error:
@@ -111,10 +124,22 @@ class _Fields:
             return
         self.given[path] = Given(parsed, path)
 
+    def _note_items(self, path: str, items: list[object]) -> None:
+        """Tell what is not known in the items of the list at *path*."""
+        for index, item in enumerate(items):
+            for key in item if isinstance(item, dict) else ():
+                if key in VMODULE_FIELDS:
+                    continue
+                here = f"{path}[{index}]."
+                near = get_close_matches(_path("", key), VMODULE_FIELDS, n=1, cutoff=0.7)
+                hint = f"; did you mean {here}{near[0]}?" if near else ""
+                unknown = f"unknown field {_path(here, key)}, ignored{hint}"
+                self.notices.append(f"{self._name}: {unknown}")
+
 
 def _path(prefix: str, key: object) -> str:
     """*key* below *prefix*, as text that stays on its line."""
-    text = str(key) if isinstance(key, str | int | float | bool | None) else shown(key)
+    text = key if isinstance(key, str) else shown(key)
     return f"{prefix}{text if text.isprintable() and len(text) <= 100 else shown(text)}"
 
 
@@ -145,26 +170,38 @@ def _check_kind(document: object, name: str) -> None:
 # --- decoding ---
 
 
-def _decode(text: str, name: str, duplicates: list[str]) -> Any:
-    """Return what *text* holds; append the paths of fields that are there twice to *duplicates*.
+class _Decoded(Struct, frozen=True):
+    """The first document of a text, the paths that it has twice, and whether others follow it."""
+
+    content: Any
+    duplicates: list[str]
+    has_more: bool = False
+
+
+def _decode(text: str, name: str) -> _Decoded:
+    """Return what *text* holds.
 
     Raises:
         ConfigError: it is neither JSON nor YAML.
     """
-    if text.lstrip().startswith("{"):
+    duplicates: list[str] = []
+    is_object = text.lstrip().startswith("{")  # which kube-proxy takes for JSON: one, and the end
+    if is_object:
         # YAML has most of JSON in it, but not tabs and not its escapes.
         try:
             pairs = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse)
-            return _plain(pairs, "", duplicates)
+            return _Decoded(_plain(pairs, "", duplicates), duplicates)
         except (ValueError, RecursionError):
-            pass
+            duplicates.clear()
     try:
         loader = _Loader(text)
     except yaml.YAMLError as error:
         raise _undecodable(name, error) from error
     loader.duplicates = duplicates
     try:
-        return loader.get_single_data()
+        if is_object:
+            return _Decoded(loader.get_single_data(), duplicates)
+        return _Decoded(loader.get_data(), duplicates, _has_more(loader))
     except yaml.YAMLError as error:
         raise _undecodable(name, error) from error
     except _BAD_VALUE as error:
@@ -180,6 +217,22 @@ def _undecodable(name: str, error: yaml.YAMLError) -> ConfigError:
         problem = f"line {error.problem_mark.line + 1}: {parts}"
     problem = "".join(char if char.isprintable() else "?" for char in problem)
     return ConfigError("--config", f"{name} is neither YAML nor JSON: {problem}")
+
+
+def _has_more(loader: _Loader) -> bool:
+    """Whether there is content behind the first document, which *loader* has read.
+
+    kube-proxy's library does not look there, so it is nobody's fault if it is no YAML.
+    """
+    try:
+        while not loader.check_event(yaml.StreamEndEvent):
+            event = loader.get_event()  # type: ignore[no-untyped-call]  # the stubs lack it
+            around = isinstance(event, yaml.DocumentStartEvent | yaml.DocumentEndEvent)
+            if not around and getattr(event, "value", None) != "":
+                return True
+    except yaml.YAMLError:
+        return True
+    return False
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -200,7 +253,7 @@ def _plain(value: object, path: str, duplicates: list[str]) -> Any:
             seen[key] = _plain(item, below, duplicates)
         return seen
     if isinstance(value, list):
-        return [_plain(item, path, duplicates) for item in value]
+        return [_plain(item, f"{path}[{index}]", duplicates) for index, item in enumerate(value)]
     return value
 
 
@@ -230,9 +283,13 @@ class _Loader(yaml.SafeLoader):
 
     def _note_duplicates(self, node: yaml.Node, prefix: str, visited: set[int]) -> None:
         # An alias is the node it stands for: once is enough, and often would be exponential.
-        if not isinstance(node, yaml.MappingNode) or id(node) in visited:
+        if not isinstance(node, yaml.CollectionNode) or id(node) in visited:
             return
         visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self._note_duplicates(item, f"{prefix[:-1]}[{index}].", visited)
+            return
         seen: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):

@@ -102,7 +102,8 @@ def run(config: Config, supply: Supply, reload: Reload | None = None) -> int:
     there is one.
 
     Raises:
-        ConfigError, HostError: what is missing to start; nothing was written then.
+        ConfigError, HostError: what is missing to start; no rule was written then. If it is the
+            source, a tool or the mode, no kernel parameter was, either.
     """
     failures: list[PykubeproxyError] = []
     # A start makes a million objects that stay, and no cycles to speak of: looking for some at
@@ -253,14 +254,15 @@ def _build(
     ask = remembering()
     tools = _find_tools(config, ask)
     mode, why_not = _choose_mode(config, tools)
-    check()
-    sysctls.ensure(_parameters(mode, config, tools), sysctls.load_module)
     metrics = Metrics(mode)
     metrics.runs_in_mode(mode, config.mode)
     metrics.features(config.feature_gates)
     if reload is not None:
         reload.tell_valid = metrics.config_file_valid
     opened = supply.wait(check)
+    check()
+    # The first change of the node that stays, so after all that may turn out to be missing.
+    sysctls.ensure(_parameters(mode, config, tools), sysctls.load_module)
     metrics.follow(*opened.measures)
     suspicions = Suspicions(supply.mailbox)
     beside = Beside()

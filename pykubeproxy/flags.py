@@ -189,10 +189,10 @@ _BY_NAME = {flag.name: flag for flag in FLAGS}
 _SHORT = {"v": _BY_NAME["--v"], "h": _BY_NAME["--help"]}
 # Given without "=value" these are true, and never take the next argument.
 _ALONE = frozenset({"--version", "--help"})
-# An empty text is as if the flag were not given (kube-proxy's IP flags, and the node's name).
-_EMPTY_KEEPS_DEFAULT = frozenset(
-    {"bindAddress", "healthzBindAddress", "metricsBindAddress", "hostnameOverride"}
-)
+# kube-proxy's flags for IP addresses pass over an empty text, also after one that is not.
+_EMPTY_IS_PASSED_OVER = frozenset({"bindAddress", "healthzBindAddress", "metricsBindAddress"})
+# An empty text is as if the flag were not given at all: then the file or the host has the name.
+_EMPTY_IS_ABSENT = frozenset({"hostnameOverride"})
 
 
 class Parsed(Struct, frozen=True):
@@ -221,10 +221,11 @@ def parse(argv: Sequence[str]) -> Parsed:
             if taken is None:
                 continue
             flag, text, where = taken
-            if text or flag.setting not in _EMPTY_KEEPS_DEFAULT:
-                value = from_text(flag.type, text, where)
-                target = always if flag.with_file else without_file
-                _put(target, flag.setting, Given(value, where))
+            target = always if flag.with_file else without_file
+            if not text and flag.setting in _EMPTY_IS_ABSENT:
+                target.pop(flag.setting, None)
+            elif text or flag.setting not in _EMPTY_IS_PASSED_OVER:
+                _put(target, flag.setting, Given(from_text(flag.type, text, where), where))
         except ConfigError as error:
             problems += error.problems
     return Parsed(always, without_file, tuple(problems))

@@ -26,6 +26,7 @@ __all__ = [
     "LOCKED_GATES",
     "SECTIONS",
     "SETTINGS",
+    "VMODULE_FIELDS",
     "Given",
     "Setting",
     "Type",
@@ -44,6 +45,7 @@ class Type(Enum):
     TEXT = "text"
     BOOL = "bool"
     INT = "int"
+    LEVEL = "level"  # an int that a flag takes as decimal digits only
     FLOAT = "float"
     SECONDS = "duration"  # a Go duration, held as seconds
     TEXTS = "list"  # comma list in a flag, array in a document
@@ -137,7 +139,7 @@ SETTINGS: Mapping[str, Setting] = {
     "logging.options.json.splitStream": Setting(Type.BOOL, False, _LOG_STREAM),
     "logging.options.text.infoBufferSize": Setting(Type.SIZE, "0", _LOG_STREAM),
     "logging.options.text.splitStream": Setting(Type.BOOL, False, _LOG_STREAM),
-    "logging.verbosity": Setting(Type.INT, 0),
+    "logging.verbosity": Setting(Type.LEVEL, 0),
     "logging.vmodule": Setting(Type.VMODULE, (), "verbosity is the same for all modules"),
     "metricsBindAddress": Setting(Type.TEXT, "127.0.0.1:10249"),
     "mode": Setting(Type.TEXT, "iptables"),
@@ -183,6 +185,9 @@ SECTIONS = frozenset(
 )
 """Paths of the mappings in a KubeProxyConfiguration."""
 
+VMODULE_FIELDS = ("filePattern", "verbosity")
+"""What an item of ``logging.vmodule`` has in a document."""
+
 GATES = {  # feature gates of 1.36 with their defaults; those in LOCKED_GATES are fixed
     "AllAlpha": False,
     "AllBeta": False,
@@ -219,12 +224,15 @@ _BOOLS = {
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
 _INT_RANGE = range(-(2**31), 2**31)
-
+_LEVELS = range(2**31)
 
 _SIZE = re.compile(
     r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?", re.ASCII
 )
-_VMODULE_ITEM = re.compile(r"[^=,]+=[0-9]+", re.ASCII)
+# What Python reads in a number and Go does not: blanks around it, and digits of other scripts.
+_NUMBER = re.compile(r"[-+.\w]+", re.ASCII)
+_OCTAL = re.compile(r"[-+]?0[0-9_]", re.ASCII)
+_LEVEL = re.compile(r"0*([0-9]{1,10})", re.ASCII)
 
 
 def from_text(kind: Type, text: str, where: str) -> Value:
@@ -246,6 +254,10 @@ def from_text(kind: Type, text: str, where: str) -> Value:
             number = _int(text)
             if number is not None:
                 return number
+        case Type.LEVEL:
+            level = _level(text)
+            if level is not None:
+                return level
         case Type.FLOAT:
             real = _float(text)
             if real is not None:
@@ -258,7 +270,7 @@ def from_text(kind: Type, text: str, where: str) -> Value:
             return tuple(text.split(",")) if text else ()
         case Type.VMODULE:
             items = tuple(filter(None, text.split(",")))
-            if all(map(_VMODULE_ITEM.fullmatch, items)):
+            if all(map(_is_vmodule_item, items)):
                 return items
         case Type.GATES:
             gates = _gates(text)
@@ -290,7 +302,7 @@ def from_document(kind: Type, value: Any, where: str) -> Value:
             return flag
         case Type.COMMA_TEXT, str():
             return tuple(value.split(",")) if value else ()
-        case Type.INT, int() if whole and value in _INT_RANGE:
+        case Type.INT | Type.LEVEL, int() if whole and value in _INT_RANGE:
             return int(value)
         case Type.FLOAT, int() | float() if not isinstance(value, bool) and abs(value) < _FLOAT_MAX:
             return float(value)
@@ -306,19 +318,35 @@ def from_document(kind: Type, value: Any, where: str) -> Value:
             return float(value) / 1e9
         case Type.TEXTS, list() if all(isinstance(item, str) for item in value):
             return tuple(value)
-        case Type.VMODULE, list() if all(map(_is_vmodule_item, value)):
-            return tuple(f"{item['filePattern']}={item['verbosity']}" for item in value)
+        case Type.VMODULE, list():
+            items = tuple(filter(None, map(_vmodule_item, value)))
+            if len(items) == len(value):
+                return items
         case Type.GATES, dict() if all(isinstance(flag, bool) for flag in value.values()):
-            return {str(gate): flag for gate, flag in value.items()}
+            names = (gate if isinstance(gate, str) else shown(gate) for gate in value)
+            return dict(zip(names, value.values(), strict=True))
     raise _unfit(kind, value, where)
 
 
 def shown(value: object) -> str:
-    """Return *value* as messages show it: of a bounded length, on one line."""
+    """Return *value* as messages show it: of a bounded length, on one line, YAML's constants."""
     return _shortened.repr(value)
 
 
-_shortened = reprlib.Repr()
+class _Shortened(reprlib.Repr):
+    def repr_bool(self, value: bool, _level: int) -> str:
+        return str(value).lower()
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write very long ones in decimal, which YAML can hold in hexadecimal.
+        fits = value.bit_length() <= 1000
+        return super().repr_int(value, level) if fits else "an integer of many digits"
+
+    def repr_NoneType(self, _value: None, _level: int) -> str:
+        return "null"
+
+
+_shortened = _Shortened()
 _shortened.maxstring = _shortened.maxother = 80
 _shortened.maxlevel = 2
 _shortened.maxdict = _shortened.maxlist = _shortened.maxlong = 40
@@ -329,6 +357,7 @@ _EXPECTED = {
     Type.COMMA_TEXT: "a comma separated string",
     Type.BOOL: "true or false",
     Type.INT: "an integer of 32 bits",
+    Type.LEVEL: "an integer of 32 bits",
     Type.FLOAT: "a number",
     Type.SECONDS: "a duration such as 30s or 1h30m",
     Type.TEXTS: "a list of strings",
@@ -337,6 +366,7 @@ _EXPECTED = {
 }
 _EXPECTED_TEXT = {
     **_EXPECTED,
+    Type.LEVEL: f"a number from 0 to {_LEVELS[-1]} in decimal digits",
     Type.SECONDS: "a duration such as 30s, 1h30m or 0",
     Type.VMODULE: "of the form pattern=N,pattern=N",
     Type.GATES: "of the form Name=true,Name=false",
@@ -368,6 +398,9 @@ _FLOAT_MAX = 3.4e38
 
 
 def _float(text: str) -> float | None:
+    """Read *text* as Go's ParseFloat, but no ``0x1p-2``; underscores may stand between digits."""
+    if not _NUMBER.fullmatch(text):
+        return None
     try:
         number = float(text)
     except ValueError:
@@ -376,18 +409,40 @@ def _float(text: str) -> float | None:
 
 
 def _int(text: str) -> int | None:
+    """Read *text* as Go's ParseInt with base 0: as Python's with base 0, but 010 is 8."""
+    if not _NUMBER.fullmatch(text):
+        return None
     try:
-        number = int(text, 10 if text.lstrip("+-").isdigit() else 0)
+        number = int(text, 8 if _OCTAL.match(text) else 0)
     except ValueError:
         return None
     return number if number in _INT_RANGE else None
 
 
-def _is_vmodule_item(item: object) -> bool:
-    match item:
-        case {"filePattern": str(pattern), "verbosity": int(number), **rest} if not rest:
-            return bool(_VMODULE_ITEM.fullmatch(f"{pattern}={number}"))
-    return False
+def _level(text: str) -> int | None:
+    """Read *text* as Go's ParseUint with base 10 and 31 bits: no sign, no underscores."""
+    digits = _LEVEL.fullmatch(text)
+    number = int(digits[1]) if digits else -1
+    return number if number in _LEVELS else None
+
+
+def _is_vmodule_item(item: str) -> bool:
+    pattern, _, level = item.partition("=")
+    return bool(pattern) and "," not in pattern and _level(level) is not None
+
+
+def _vmodule_item(item: object) -> str:
+    """Return an *item* of a document in the form of the flag, or nothing if it is none."""
+    if not isinstance(item, dict):
+        return ""
+    pattern, level = (item.get(name) for name in VMODULE_FIELDS)
+    try:
+        number = 0 if level is None else from_document(Type.LEVEL, level, "verbosity")
+    except ConfigError:
+        return ""
+    text = f"{pattern}={number}"
+    fits = isinstance(pattern, str) and _is_text(pattern) and "=" not in pattern
+    return text if fits and _is_vmodule_item(text) else ""
 
 
 def _gates(text: str) -> dict[str, bool] | None:

@@ -139,6 +139,13 @@ def test_cleanup_calls_cleanup(daemon):
     assert (what, config.command) == ("cleanup", Command.CLEANUP)
 
 
+def test_cleanup_is_refused_where_it_would_not_know_what_to_leave(daemon, capsys):
+    argv = ["--cleanup", "--dry-run", "--ipvs-exclude-cidrs=10.0.0.0/8x"]
+    assert 1 == cli.main(argv)
+    assert "--ipvs-exclude-cidrs: invalid value '10.0.0.0/8x'" in capsys.readouterr().err
+    assert [] == daemon.called
+
+
 def test_initialising_calls_initialise(daemon):
     assert cli.main(["--init-only"]) == 0
     [(what, config)] = daemon.called
@@ -213,6 +220,8 @@ HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfigurati
                      id="hostname-override: the flag"),
         pytest.param(["--hostname-override="], "hostnameOverride: k", "node_name", "k",
                      id="an empty hostname-override: the file"),
+        pytest.param(["--hostname-override=f", "--hostname-override="], "hostnameOverride: k",
+                     "node_name", "k", id="hostname-override empty at last: the file"),
         pytest.param(["--master=http://f"], "", "master", "http://f", id="master: the flag"),
         pytest.param(["-v=5"], "logging: {verbosity: 1}", "verbosity", 5, id="v: the flag"),
         pytest.param(["--logging-format=json"], "logging: {format: text}", "log_format", "json",
@@ -294,6 +303,16 @@ def test_the_effective_configuration_is_written(tmp_path, capsys):
     assert ("", "") == capsys.readouterr()
     expected = structs.replace(cli.configure(flags), flags={})
     assert is_same(build(parse_document(path.read_text(), "f").given), expected)
+
+
+def test_lists_are_written_as_they_were_given(tmp_path, capsys):
+    path = tmp_path / "written"
+    lists = ["--ipvs-exclude-cidrs=10.1.2.3/8,10.0.0.0/8x", "--nodeport-addresses=010.1.2.3/8"]
+    assert 0 == cli.main([*lists, f"--write-config-to={path}"])
+    text = path.read_text()
+    assert "  - 10.1.2.3/8\n  - 10.0.0.0/8x\n" in text
+    assert "nodePortAddresses:\n- 010.1.2.3/8\n" in text
+    assert "notice: --ipvs-exclude-cidrs: '10.0.0.0/8x' is no valid" in capsys.readouterr().err
 
 
 def test_of_a_file_its_own_content_is_written(path, tmp_path, capsys):

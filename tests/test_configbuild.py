@@ -41,6 +41,13 @@ def test_nothing_given_is_the_default_configuration():
             flag("bindAddress", "::"), "metrics_address", ("127.0.0.1", 10249), id="flag form",
         ),
         pytest.param(flag("--healthz-port", 0), "healthz_address", None, id="no health server"),
+        *(
+            pytest.param(
+                {**flag("--healthz-port", 0), **flag("healthzBindAddress", address)},
+                "healthz_address", None, id=f"no health server at {address}",
+            )
+            for address in ("10.0.0.1", "10.0.0.1:99", "10.0.0.1:0")
+        ),
         pytest.param(
             flag("--healthz-port", 99), "healthz_address", ("0.0.0.0", 10256),
             id="the default address has a port of its own",
@@ -101,6 +108,13 @@ def test_nothing_given_is_the_default_configuration():
         pytest.param(
             {**flag("--cleanup", True), **flag("--dry-run", True)}, "dry_run", True, id="dry run",
         ),
+        *(
+            pytest.param(
+                file(**{f"detectLocal__{name}": "a / b" * 9}), field, "", id=f"unused {name}",
+            )
+            for name, field in (("bridgeInterface", "bridge_interface"),
+                                ("interfaceNamePrefix", "interface_name_prefix"))
+        ),
         pytest.param(
             file(detectLocalMode="NodeCIDR"), "detect_local_mode", DetectLocalMode.NODE_CIDR,
             id="detect mode",
@@ -131,6 +145,20 @@ def test_a_setting_reaches_its_field(given, field, expected):
 )  # fmt: skip
 def test_an_ipvs_setting_reaches_its_field(given, field, expected):
     assert expected == getattr(build({**file(mode="ipvs"), **given}).ipvs, field)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "ipvs"])
+def test_rules_are_made_of_networks_however_those_are_written(mode):
+    ports = ("10.1.2.3/8", "010.0.0.0/8")
+    config = build(file(mode=mode, nodePortAddresses=ports, ipvs__excludeCIDRs=("FD00::1/8",)))
+    assert (("10.0.0.0/8", "10.0.0.0/8"), ("fd00::/8",)) == (
+        config.nodeport_addresses, config.ipvs.exclude_cidrs,
+    )  # fmt: skip
+
+
+def test_what_can_be_read_of_a_list_protects_in_other_modes():
+    config = build(file(ipvs__excludeCIDRs=("10.0.0.0/8x", "10.1.2.3/8")))
+    assert ("10.0.0.0/8",) == config.ipvs.exclude_cidrs
 
 
 def test_each_mode_has_its_own_periods():
@@ -188,6 +216,21 @@ def test_a_setting_of_another_mode_is_noticed(mode, setting):
         ),
         pytest.param(file(metricsBindAddress="1.2.3.4:"), "must be a valid port", id="empty port"),
         pytest.param(flag("--metrics-port", 0), "must be a valid port", id="metrics off"),
+        *(
+            pytest.param(
+                {**flag(f"--{name}-port", 0), **flag(f"{name}BindAddress", address, "--address")},
+                f"--address: .*{problem}", id=f"{name} off, at {address}",
+            )
+            for name in ("healthz", "metrics")
+            for address, problem in (("localhost", "must be IP:port"),
+                                     ("10.0.0.1:99999", "'99999' must be a valid port"))
+        ),
+        pytest.param(
+            {**flag("ipvs.excludeCIDRs", ("10.0.0.0/8x",), "--ipvs-exclude-cidrs"),
+             **flag("--cleanup", True)},
+            "--ipvs-exclude-cidrs: invalid value '10.0.0.0/8x': must be a valid CIDR",
+            id="exclude, cleaning up",
+        ),
         pytest.param(file(clusterCIDR=("10.0.0.0",)), "must be a valid CIDR", id="no CIDR"),
         pytest.param(
             file(clusterCIDR=("10.0.0.0/8", "11.0.0.0/8")), "both are of one IP family", id="twice",
@@ -318,6 +361,25 @@ def test_what_reading_found_comes_first():
             "clusterCIDR is not used with detectLocalMode NodeCIDR",
             id="another detect mode",
         ),
+        *(
+            pytest.param(
+                file(detectLocalMode="NodeCIDR", **{f"detectLocal__{name}": "a / b" * 9}),
+                f"detectLocal.{name} is not used with detectLocalMode NodeCIDR",
+                id=f"{name} with another detect mode, not judged",
+            )
+            for name in ("bridgeInterface", "interfaceNamePrefix")
+        ),
+        pytest.param(
+            file(ipvs__excludeCIDRs=("10.0.0.0/8", "10.0.0.0/8x")),
+            "ipvs.excludeCIDRs: '10.0.0.0/8x' is no valid CIDR and protects nothing where "
+            "leftovers of ipvs mode are removed; "
+            "write a CIDR such as 10.0.0.0/8 or fd00::/64", id="exclude in another mode",
+        ),
+        pytest.param(
+            file(winkernel__enableDSR=True),
+            "winkernel.enableDSR=true is understood but not applied: it is for Windows nodes",
+            id="a bool",
+        ),
         pytest.param(
             file(featureGates={"Foo": True}), "featureGates: unknown feature gate Foo, ignored",
             id="unknown gate",
@@ -436,6 +498,21 @@ def test_settings_of_nftables_mode(given, expected):
             {"mode": "ipvs", "ipvs.minSyncPeriod": 1.0}, id="periods of the active mode",
         ),
         pytest.param(flag("hostnameOverride", " A "), {"hostnameOverride": "a"}, id="canonical"),
+        pytest.param(
+            file(nodePortAddresses=("10.1.2.3/8", "010.0.0.0/8"), ipvs__excludeCIDRs=("FD00::1/8",),
+                 clusterCIDR=("10.1.2.3/9",)),
+            {"nodePortAddresses": ("10.1.2.3/8", "010.0.0.0/8"),
+             "ipvs.excludeCIDRs": ("FD00::1/8",), "clusterCIDR": ("10.1.2.3/9",)},
+            id="lists as given",
+        ),
+        pytest.param(
+            file(ipvs__excludeCIDRs=("x", "10.0.0.0/8")),
+            {"ipvs.excludeCIDRs": ("x", "10.0.0.0/8")}, id="what cannot be read too",
+        ),
+        pytest.param(
+            {**file(mode="nftables"), **flag("--cleanup", True)},
+            {"mode": "nftables", "nodePortAddresses": ("primary",)}, id="a list by default",
+        ),
         pytest.param(flag("clientConnection.qps", 0.0), {}, id="zero means the default"),
         pytest.param(flag("--manifests", "d"), {}, id="what a file cannot say"),
     ],

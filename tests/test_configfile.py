@@ -59,6 +59,19 @@ def test_json_need_not_be_yaml():
     assert (notice,) == parse_document(text, "f").notices
 
 
+def test_in_json_too_what_is_odd_in_an_item_is_a_notice():
+    items = '[{"filePattern": "a"}, {"filePattern": "b", "filePattern": "c", "x": 1}]'
+    text = (
+        '{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",'
+        f'\t"logging": {{"vmodule": {items}}}}}'
+    )
+    assert {"logging.vmodule": ("a=0", "c=0")} == values(text)
+    assert (
+        "f: unknown field logging.vmodule[1].x, ignored",
+        "f: field logging.vmodule[1].filePattern is given twice, the last one counts",
+    ) == parse_document(text, "f").notices
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -88,6 +101,13 @@ def test_json_need_not_be_yaml():
             {"logging.vmodule": ("p*=5",)},
             id="vmodule",
         ),
+        pytest.param(
+            "logging: {vmodule: [{filePattern: a}]}",
+            {"logging.vmodule": ("a=0",)},
+            id="vmodule without verbosity",
+        ),
+        pytest.param("---\n", {}, id="an empty document behind"),
+        pytest.param("mode: ipvs\n---\n# end\n...\n---\n", {"mode": "ipvs"}, id="and remarks"),
     ],
 )
 def test_fields_count_as_set_or_unset(text, expected):
@@ -121,6 +141,23 @@ def test_fields_count_as_set_or_unset(text, expected):
             id="names are case sensitive",
         ),
         pytest.param("1: x", "f: unknown field 1, ignored", id="a number"),
+        pytest.param("on: x", "f: unknown field true, ignored", id="a bool"),
+        pytest.param(
+            "logging: {vmodule: [{filePattern: a, x: 1}]}",
+            "f: unknown field logging.vmodule[0].x, ignored",
+            id="in an item",
+        ),
+        pytest.param(
+            "logging: {vmodule: [{filePattern: a}, {filePattern: b, verbosty: 1}]}",
+            "f: unknown field logging.vmodule[1].verbosty, ignored; "
+            "did you mean logging.vmodule[1].verbosity?",
+            id="a near name in an item",
+        ),
+        pytest.param(
+            "logging: {vmodule: [{filePattern: b, filePattern: c}]}",
+            "f: field logging.vmodule[0].filePattern is given twice, the last one counts",
+            id="duplicate in an item",
+        ),
         pytest.param('"a\\nb": x', r"f: unknown field 'a\nb', ignored", id="stays on its line"),
         pytest.param(
             "mode: ipvs\nmode: iptables",
@@ -141,7 +178,9 @@ def test_an_odd_field_is_a_notice(text, expected):
         pytest.param("- a", "--config", "must hold a mapping", id="list"),
         pytest.param("a: [", "--config", "f is neither YAML nor JSON: line 1: ", id="broken"),
         pytest.param("{", "--config", "neither YAML nor JSON", id="broken JSON"),
-        pytest.param("a: 1\n---\nb: 2", "--config", "neither YAML nor JSON", id="two documents"),
+        pytest.param("---\n---\n" + HEAD, "--config", "must hold a mapping", id="empty at first"),
+        pytest.param(HEAD + "]\n---\n", "--config", "neither YAML nor JSON", id="broken at first"),
+        pytest.param("{a: 1}\nb: 2", "--config", "neither YAML nor JSON", id="garbage behind JSON"),
         pytest.param("? [a]\n: 1", "--config", "neither YAML nor JSON", id="a list as key"),
         pytest.param("kind: KubeProxyConfiguration", "apiVersion", "missing", id="no apiVersion"),
         pytest.param(
@@ -186,6 +225,14 @@ def test_every_wrong_type_is_told_at_once():
         where for where, _ in document.problems
     ]
     assert ("f: unknown field x, ignored",) == document.notices
+
+
+@pytest.mark.parametrize("rest", ["---\nmode: x", "---\n---\n- a", "---\n]", "...\nb", "--- ~"])
+def test_of_several_documents_the_first_counts_since_kube_proxy_reads_no_other(rest):
+    text = f"{HEAD}mode: ipvs\n{rest}\n"
+    assert {"mode": "ipvs"} == values(text)
+    notice = "f: only the first YAML document is read, the rest is ignored"
+    assert (notice,) == parse_document(text, "f").notices
 
 
 def test_both_of_a_wrong_kind_are_told_at_once():

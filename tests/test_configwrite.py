@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import yaml
 
-from pykubeproxy.config import Config
+from pykubeproxy.config import Config, is_same
 from pykubeproxy.configbuild import build
 from pykubeproxy.configfile import parse_document
 from pykubeproxy.configwrite import changed_paths, configz_json, document, flagz, to_yaml
@@ -100,6 +100,10 @@ def test_the_defaults_are_written_as_kube_proxy_writes_them():
     [
         pytest.param({"nodePortAddresses": ("10.0.0.0/8",)}, "nodePortAddresses:\n- 10.0.0.0/8\n",
                      id="a list"),
+        pytest.param({"nodePortAddresses": ("10.1.2.3/8", "010.0.0.0/8")},
+                     "nodePortAddresses:\n- 10.1.2.3/8\n- 010.0.0.0/8\n", id="a list as given"),
+        pytest.param({"ipvs__excludeCIDRs": ("x", "10.1.2.3/8")},
+                     "  excludeCIDRs:\n  - x\n  - 10.1.2.3/8\n", id="also what is no CIDR"),
         pytest.param({"featureGates": {"B": True, "A": False}},
                      "featureGates:\n  A: false\n  B: true\n", id="gates, if there are any"),
         pytest.param({"windowsRunAsService": True}, "windowsRunAsService: true\n",
@@ -176,3 +180,10 @@ def test_what_differs_is_named():
     one, other = config(mode="ipvs", oomScoreAdj=1), config(mode="ipvs", portRange="x")
     assert ["oomScoreAdj", "portRange"] == changed_paths(one, other)
     assert [] == changed_paths(one, one)
+
+
+@pytest.mark.parametrize("name", ["nodePortAddresses", "ipvs__excludeCIDRs", "clusterCIDR"])
+def test_a_network_in_other_words_is_another_text_in_configz(name):
+    one, other = config(**{name: ("10.1.2.3/8",)}), config(**{name: ("10.0.0.0/8",)})
+    assert [name.replace("__", ".")] == changed_paths(one, other)
+    assert not is_same(one, other)

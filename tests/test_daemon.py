@@ -364,6 +364,7 @@ def test_a_source_that_cannot_be_opened_is_told_before_anything_is_written(monke
     monkeypatch.setattr(daemon, "BACKENDS", {})  # would fail if it were reached
     with pytest.raises(ConfigError, match="no such file"):
         daemon.run(Config(), supplied(problem=ConfigError("--kubeconfig", "no such file")))
+    assert {} == values()
 
 
 def test_a_signal_while_the_source_is_being_opened_ends_the_start(monkeypatch):
@@ -384,6 +385,7 @@ def test_a_signal_while_the_source_is_being_opened_ends_the_start(monkeypatch):
     monkeypatch.setattr(daemon, "available_tools", lambda *_: TOOLS)
     monkeypatch.setattr(daemon, "BACKENDS", {})  # would fail if it were reached
     assert 0 == daemon.run(Config(), supply)
+    assert {} == values()
     held.set()
 
 

@@ -46,7 +46,6 @@ def values(*argv):
         pytest.param(["-h"], {"--help": "true"}, id="-h"),
         pytest.param(["--help", "--cleanup"], {"--help": "true", "--cleanup": True}, id="--help"),
         pytest.param(["--help=all"], {"--help": "all"}, id="--help=all"),
-        pytest.param(["-v=-1"], {"logging.verbosity": -1}, id="-v=-1"),
         pytest.param(
             ["--vmodule=a=1", "--vmodule=b=2,c=3"], {"logging.vmodule": ("a=1", "b=2", "c=3")},
             id="verbosity by file accumulates",
@@ -65,7 +64,18 @@ def values(*argv):
         pytest.param(["--master=a=b"], {"--master": "a=b"}, id="equals in the value"),
         pytest.param(["--master", "--cleanup"], {"--master": "--cleanup"}, id="value with dashes"),
         pytest.param(["--bind-address="], {}, id="an empty address keeps the default"),
-        pytest.param(["--hostname-override="], {}, id="an empty name too"),
+        pytest.param(
+            ["--bind-address=10.0.0.1", "--bind-address="], {"bindAddress": "10.0.0.1"},
+            id="or what was said before",
+        ),
+        pytest.param(["--hostname-override="], {}, id="an empty name is none"),
+        pytest.param(
+            ["--hostname-override=a", "--hostname-override="], {}, id="also after another",
+        ),
+        pytest.param(
+            ["--hostname-override=", "--hostname-override=a"], {"hostnameOverride": "a"},
+            id="and not the last",
+        ),
         pytest.param(["--proxy-mode="], {"mode": ""}, id="an empty mode is the default one"),
         pytest.param(["", "--", ""], {}, id="empty arguments"),
     ],
@@ -82,6 +92,8 @@ def test_flags_are_read_as_go_reads_them(argv, expected):
         pytest.param(["-config=x"], "did you mean --config?", id="single dash"),
         pytest.param(["-x"], "-x: unknown flag", id="short"),
         pytest.param(["-vv"], "-vv: unknown flag", id="not a number"),
+        pytest.param(["-v=-1"], "-v: invalid value '-1': must be a number from 0", id="below 0"),
+        pytest.param(["-v", "0x1"], "-v: invalid value '0x1'", id="not in decimal digits"),
         pytest.param(["--zzzzzz"], "see --help", id="nothing near"),
         pytest.param(["run"], "'run': is neither a flag", id="positional"),
         pytest.param(["--", "run"], "'run': is neither a flag", id="after --"),

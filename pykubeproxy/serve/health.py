@@ -8,7 +8,7 @@ published last.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Event, Thread
 
 import structlog
@@ -124,7 +124,8 @@ class HealthServer:
         return NOT_FOUND
 
     def _try_all(self) -> bool:
-        opened = [door.open() for door in self._doors]
+        again = {} if self._hard_fail else {"retry_seconds": RETRY_SECONDS}
+        opened = [door.open(again) for door in self._doors]
         return all(opened)
 
     def _keep_trying(self) -> None:
@@ -155,8 +156,11 @@ class _Door(Struct, eq=False):
             )
         return f"starting metrics server failed: {self.failure}"
 
-    def open(self) -> bool:
-        """Listen unless done already; ``False`` is a failure, logged when its reason is new."""
+    def open(self, again: Mapping[str, float]) -> bool:
+        """Listen unless done already; ``False`` is a failure, logged when its reason is new.
+
+        *again* are the fields of the log that tell when it is tried once more.
+        """
         if self.server is not None:
             return True
         try:
@@ -167,7 +171,7 @@ class _Door(Struct, eq=False):
                 self.failure = reason
                 log.error(
                     "cannot listen", server=self.name, address=f"{self.host} port {self.port}",
-                    reason=reason, retry_seconds=RETRY_SECONDS,
+                    reason=reason, **again,
                 )  # fmt: skip
             return False
         if self.failure:

@@ -49,6 +49,7 @@ values = st.recursive(
 OF_TYPE = {
     Type.BOOL: st.booleans(),
     Type.INT: st.integers(-1001, 40),
+    Type.LEVEL: st.integers(-1, 40),
     Type.FLOAT: st.floats(0, 1e6),
     Type.SECONDS: st.sampled_from(("0s", "1s", "30s", "1h30m", "300ms", "1h0m0.000000001s")),
     Type.TEXTS: st.lists(st.sampled_from(("10.0.0.0/8", "fd00::/8", "primary")), max_size=2),
@@ -59,7 +60,10 @@ OF_TYPE = {
     ),
     Type.SIZE: st.sampled_from(("0", "64Ki")),
     Type.VMODULE: st.lists(
-        st.fixed_dictionaries({"filePattern": st.just("a*"), "verbosity": st.integers(0, 9)}),
+        st.fixed_dictionaries(
+            {"filePattern": st.just("a*")},
+            optional={"verbosity": st.integers(0, 9), "x": st.none()},
+        ),
         max_size=2,
     ),
 }
@@ -165,9 +169,10 @@ def test_any_command_line_gives_a_configuration_or_problems(argv):
 FLAG_TEXTS = {
     Type.BOOL: st.sampled_from(("true", "false")),
     Type.INT: st.integers(0, 40).map(str),
+    Type.LEVEL: st.integers(0, 40).map(str),
     Type.FLOAT: st.floats(0, 3e38).map(str),
     Type.SECONDS: st.integers(0, 10**12).map("{}us".format),
-    Type.TEXTS: st.sampled_from(("", "10.0.0.0/8", "fd00::1/8,10.1.2.3/9", "primary")),
+    Type.TEXTS: st.sampled_from(("", "10.0.0.0/8", "fd00::1/8,010.1.2.3/9", "primary")),
     Type.COMMA_TEXT: st.sampled_from(("", "10.0.0.0/8", "fd00::1/8,10.1.2.3/9")),
     Type.GATES: st.sampled_from(("", "AllBeta=false", "AllowServiceExternalIPs=false,Foo=true")),
     Type.SIZE: st.sampled_from(("0", "64Ki")),
@@ -221,9 +226,9 @@ def test_what_is_written_reads_as_the_same(argv):
 @pytest.mark.parametrize("path", FIELDS)
 def test_some_value_of_every_field_is_right(path):
     right = {
-        Type.BOOL: True, Type.INT: 5, Type.FLOAT: 5.5, Type.SECONDS: "5s", Type.SIZE: "5Ki",
-        Type.TEXTS: ["10.0.0.0/8"], Type.COMMA_TEXT: "10.0.0.0/8", Type.GATES: {"AllBeta": False},
-        Type.VMODULE: [{"filePattern": "a", "verbosity": 1}],
+        Type.BOOL: True, Type.INT: 5, Type.LEVEL: 5, Type.FLOAT: 5.5, Type.SECONDS: "5s",
+        Type.SIZE: "5Ki", Type.TEXTS: ["10.0.0.0/8"], Type.COMMA_TEXT: "10.0.0.0/8",
+        Type.GATES: {"AllBeta": False}, Type.VMODULE: [{"filePattern": "a", "verbosity": 1}],
         Type.TEXT: {
             "mode": "ipvs", "bindAddress": "10.0.0.1", "healthzBindAddress": "10.0.0.1:9",
             "metricsBindAddress": "10.0.0.1:9", "detectLocalMode": "NodeCIDR",

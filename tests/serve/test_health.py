@@ -159,9 +159,11 @@ def test_a_taken_port_fails_hard_if_asked_to(pages, taken, is_health, name, expl
         on_failure=lambda *failure: failures.append(failure),
     )  # fmt: skip
     reason = f"{explanation.format(shown)}listen tcp {shown}: bind: address already in use"
-    with pytest.raises(HostError) as raised:
+    with pytest.raises(HostError) as raised, capture_logs() as logged:
         server.start()
     assert str(raised.value).startswith(f"{reason}; free the port")
+    (line,) = logged
+    assert ("cannot listen", False) == (line["event"], "retry_seconds" in line)
     assert [(name, reason)] == failures
     assert () == server.ports  # the other one was closed again
 
@@ -208,8 +210,8 @@ def test_a_taken_port_is_complained_of_once(pages, taken):
         server.start()
         server._thread.join(60)
     assert [5.0] * 3 == waits  # each attempt but the first waits before
-    assert [("error", "cannot listen"), ("info", "listening after all")] == [
-        (line["log_level"], line["event"]) for line in logged
+    assert [("error", "cannot listen", 5.0), ("info", "listening after all", None)] == [
+        (line["log_level"], line["event"], line.get("retry_seconds")) for line in logged
     ]
     server.stop()
 
