@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,14 @@ from pykubeproxy.host.nftables import Generations
 from pykubeproxy.host.nodelock import NodeLock, is_free, is_lock_file
 from pykubeproxy.host.process import process_start
 from pykubeproxy.host.state import StateDirectory
-from pykubeproxy.host.sysctls import Parameter
-from pykubeproxy.host.tuning import adjust_oom_score, conntrack_parameters, count_cpus
+from pykubeproxy.host.sysctls import Parameter, Refusal
+from pykubeproxy.host.tuning import (
+    UNTUNED,
+    adjust_oom_score,
+    conntrack_parameters,
+    count_cpus,
+    untuned_note,
+)
 from pykubeproxy.iptables import backend as iptables
 from pykubeproxy.iptables.kernel import Runner
 from pykubeproxy.iptables.node import (
@@ -156,6 +162,8 @@ def initialise(config: Config) -> int:
 def rehearse(config: Config) -> None:
     """Look at what a start with *config* would end at on this node, and change nothing.
 
+    What a start would only complain about is left to it.
+
     Raises:
         ConfigError, HostError: what is missing.
     """
@@ -165,9 +173,7 @@ def rehearse(config: Config) -> None:
         loader_for(config.kubeconfig or None, config.master or None)()
     tools = _find_tools(config, remembering())
     mode, _ = _choose_mode(config, tools)
-    refusals = sysctls.foresee(_parameters(mode, config, tools))
-    if refusals:
-        raise sysctls.complain(refusals)
+    _bear(sysctls.foresee(_parameters(mode, config, tools)))
 
 
 def cleanup(config: Config, show: Callable[[str], object]) -> int:
@@ -262,7 +268,7 @@ def _build(
     opened = supply.wait(check)
     check()
     # The first change of the node that stays, so after all that may turn out to be missing.
-    sysctls.ensure(_parameters(mode, config, tools), sysctls.load_module)
+    untuned = _set_parameters(_parameters(mode, config, tools))
     metrics.follow(*opened.measures)
     suspicions = Suspicions(supply.mailbox)
     beside = Beside()
@@ -329,6 +335,8 @@ def _build(
     opened.record(Happening("Starting", "StartKubeProxy", warning=False))
     if why_not:
         opened.record(Happening("IPVSUnavailable", "StartKubeProxy", why_not))
+    if untuned:
+        opened.record(Happening("KernelParameterNotSet", "StartKubeProxy", untuned))
     return loop
 
 
@@ -372,6 +380,29 @@ def _parameters(mode: str, config: Config, families: Iterable[Family]) -> list[P
     from pykubeproxy.ipvs import node
 
     return [*wanted, *node.parameters(config.ipvs.strict_arp)]
+
+
+def _set_parameters(wanted: Iterable[Parameter]) -> str:
+    """Set what this process may set; if tuning is left as it was, what an Event is to tell of it.
+
+    An init container does not run again when its main container is started anew: a timeout that
+    somebody changed meanwhile must not keep the node without a proxy.
+
+    Raises:
+        HostError: a parameter that is needed is refused, or one is not there, or has no such value.
+    """
+    refusals = sysctls.apply(wanted, sysctls.load_module)
+    _bear(refusals)
+    if not refusals:
+        return ""
+    log.error(f"kernel parameters not set, {UNTUNED}", reason=str(sysctls.complain(refusals)))
+    return untuned_note(refusals)
+
+
+def _bear(refusals: Sequence[Refusal]) -> None:
+    """Raises HostError, which names them all, unless the node can be served with all of them."""
+    if not all(refusal.is_bearable for refusal in refusals):
+        raise sysctls.complain(refusals)
 
 
 def _choose_mode(config: Config, tools: Mapping[Family, Tools]) -> tuple[str, str]:

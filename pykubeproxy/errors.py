@@ -10,6 +10,7 @@
     │   ├── WatchThrottled     429 or a Retry-After: wait before asking again
     │   │   └── VersionAhead   the server has not come as far as our resourceVersion
     │   ├── RequestRefused     any other answer that is an error
+    │   │   └── NamespaceGone  what was to be written has no namespace, or one that is being deleted
     │   └── StreamCut          a stream that had begun was broken off
     │       └── StreamSilent   it said nothing for too long
     └── HostError              this node lacks something the chosen mode needs
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 __all__ = [
     "ConfigError",
     "HostError",
+    "NamespaceGone",
     "NodeTimeout",
     "PykubeproxyError",
     "RequestRefused",
@@ -101,6 +103,10 @@ class RequestRefused(WatchError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NamespaceGone(RequestRefused):
+    """What was to be written is in a namespace that is not there, or is being deleted."""
 
 
 class StreamCut(WatchError):

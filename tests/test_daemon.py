@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Event
 
 import pytest
+from structlog.testing import capture_logs
 
 from pykubeproxy import daemon
 from pykubeproxy.backend import Backend
@@ -244,6 +248,99 @@ def test_a_start_without_an_init_container_says_what_it_misses_before_it_writes(
     path.mkdir()
     with pytest.raises(HostError, match=r"route_localnet.*--init-only"):
         daemon.run(Config(state_directory=""), supplied())
+
+
+def refuse_to_write(monkeypatch, numbers):
+    """Have the kernel refuse to set parameters: errors by name."""
+    plain, plain_open = Path.write_text, Path.open
+    refused = {Parameter(name, 0).path: number for name, number in numbers.items()}
+
+    def write_text(path, *arguments, **options):
+        if path in refused:
+            raise OSError(refused[path], os.strerror(refused[path]))
+        return plain(path, *arguments, **options)
+
+    def open_(path, mode="r", *arguments, **options):
+        if path in refused and mode != "r":
+            raise OSError(refused[path], os.strerror(refused[path]))
+        return plain_open(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "open", open_)
+
+
+CLOSE_WAIT = f"{CONNTRACK}tcp_timeout_close_wait"
+LOCALNET = "net/ipv4/conf/all/route_localnet"
+
+
+def told_at_start(recorder):
+    """Notes of the Events about parameters, after a start that got to its end."""
+    config = Config(state_directory="", healthz_address=None, metrics_address=("127.0.0.1", 0))
+    with ExitStack() as parts:
+        daemon._build(config, supplied(recorder), Event(), parts, None)
+    return [h for h in recorder.happened if h.reason == "KernelParameterNotSet"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_tuning_that_may_not_be_set_is_told_and_keeps_no_node_from_being_served(
+    capable, monkeypatch, number
+):
+    monkeypatch.setattr(
+        daemon, "BACKENDS", {"iptables": lambda _: Backend((), lambda _: None, lambda: None)}
+    )
+    refuse_to_write(monkeypatch, {MAX: number, CLOSE_WAIT: number})
+    with capture_logs() as logs:
+        (happening,) = told_at_start(Recorder())
+    (said,) = [entry for entry in logs if entry["log_level"] == "error"]
+    found = [
+        f"{Parameter(name, 0).path} is 0, must be {value} ({os.strerror(number)})"
+        for name, value in ((MAX, 131072), (CLOSE_WAIT, 3600))
+    ]
+    remedy = "run on the node: sysctl -w net.netfilter.nf_conntrack_max=131072 && sysctl -w net."
+    assert "connections are tracked with the values found" in said["event"]
+    for words in (*found, "--init-only", remedy):
+        assert words in said["reason"]
+    assert (True, None, "StartKubeProxy") == (
+        happening.warning,
+        happening.service,
+        happening.action,
+    )
+    assert [] == [words for words in found if words not in happening.note]
+    # All else was set.
+    assert {name: value for name, value in SIZES.items() if name not in (MAX, CLOSE_WAIT)} | {
+        LOCALNET: 1
+    } == values()
+
+
+def test_a_start_at_which_all_is_as_it_should_be_tells_nothing(capable, monkeypatch):
+    monkeypatch.setattr(
+        daemon, "BACKENDS", {"iptables": lambda _: Backend((), lambda _: None, lambda: None)}
+    )
+    assert [] == told_at_start(Recorder())
+
+
+UNBEARABLE = [
+    pytest.param({LOCALNET: errno.EROFS}, id="what the mode needs"),
+    pytest.param({VS + "conntrack": errno.EROFS}, id="what ipvs mode needs"),
+    pytest.param({MAX: errno.EINVAL}, id="tuning to no such value"),
+]
+
+
+@pytest.mark.parametrize("numbers", UNBEARABLE)
+def test_what_is_needed_is_needed_and_all_that_is_missing_is_named(capable, monkeypatch, numbers):
+    monkeypatch.setattr(daemon, "BACKENDS", {})  # would fail if it were reached
+    refuse_to_write(monkeypatch, {**numbers, CLOSE_WAIT: errno.EROFS})
+    mode = "ipvs" if VS + "conntrack" in numbers else "iptables"
+    with pytest.raises(HostError) as refused:
+        daemon.run(Config(mode=mode, state_directory=""), supplied())
+    for name in (*numbers, CLOSE_WAIT):
+        assert f"{Parameter(name, 0).path} is 0, must be " in str(refused.value)
+
+
+def test_initialising_has_all_rights_or_fails(capable, monkeypatch):
+    refuse_to_write(monkeypatch, {CLOSE_WAIT: errno.EROFS})
+    with pytest.raises(HostError, match=r"tcp_timeout_close_wait is 0, must be 3600"):
+        daemon.initialise(Config())
 
 
 # --- one at a time ---
@@ -490,4 +587,12 @@ def test_a_rehearsal_tells_what_a_start_would_end_at(capable, monkeypatch):
     path.unlink()
     path.mkdir()
     with pytest.raises(HostError, match=r"nf_conntrack_max=131072"):
+        daemon.rehearse(Config(manifests="/m"))
+
+
+def test_a_rehearsal_minds_no_tuning_that_a_start_would_bear(capable, monkeypatch):
+    refuse_to_write(monkeypatch, {MAX: errno.EROFS, CLOSE_WAIT: errno.EACCES})
+    daemon.rehearse(Config(manifests="/m"))
+    refuse_to_write(monkeypatch, {LOCALNET: errno.EROFS})
+    with pytest.raises(HostError, match=r"route_localnet is 0, must be 1"):
         daemon.rehearse(Config(manifests="/m"))

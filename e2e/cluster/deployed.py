@@ -136,6 +136,10 @@ class DeployedDaemon(PodDaemon):
             timeout=60,
         )
         assert 0 == done.returncode, done.stderr.decode()
+        self.start_container(wait)
+
+    def start_container(self, wait: bool = True) -> None:
+        """As the kubelet does when it ended by itself: its init container does not run again."""
         super().start(wait)
 
     def argv(self, *flags: str) -> list[str]:

@@ -27,6 +27,8 @@ from e2e.lab.fetch import fetch
 from tests.fakes.apiserver import Answer, certificate_authority
 from tests.fakes.apistore import BY_KIND
 
+CLOSE_WAIT = "net/netfilter/nf_conntrack_tcp_timeout_close_wait"
+
 
 @pytest.fixture
 def deployed(lab: Lab, stand_in: StandIn, tmp_path: Path) -> Iterator[DeployedDaemon]:
@@ -129,6 +131,27 @@ def test_a_rolling_update_fails_no_connection_and_makes_up_for_what_it_missed(
         assert "p2" == deployed.answered_by(address)
         customers.go_on()
     assert [] == customers.failures
+
+
+def test_a_timeout_that_somebody_changed_is_told_when_the_container_starts_anew(
+    lab: Lab, stand_in: StandIn, deployed: DeployedDaemon
+) -> None:
+    address = put_web(stand_in, "p1")
+    deployed.start()
+    deployed.stop()
+    lab.sysctl("node", {CLOSE_WAIT: "61"})
+    deployed.start_container()
+    assert "p1" == deployed.answered_by(address)
+    found = f"/proc/sys/{CLOSE_WAIT} is 61, must be 3600 (Read-only file system)"
+    assert deployed.says("ERROR", "connections are tracked with the values found", found)
+
+    def notes() -> list[str]:
+        events = list(stand_in.server.events)
+        return [str(e["note"]) for e in events if e["reason"] == "KernelParameterNotSet"]
+
+    eventually(notes, "an Event")
+    (note,) = notes()
+    assert found in note
 
 
 def test_an_authority_that_the_kubelet_brought_anew_is_trusted(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.kernel.confined import ConfinedDaemon
 from e2e.kernel.running import Customers, RunningDaemon, eventually
 from e2e.lab import Lab
 from e2e.lab.fetch import fetch
@@ -23,6 +24,7 @@ OBJECTS = (
     service("web", cluster_ip=WEB, ports=[port(80, "http")]),
     slice_("web", endpoint("10.244.0.11", node="node"), ports=[slice_port(8080, "http")]),
 )
+MACHINES = "conntrack: {maxPerCore: 0}"  # the table's size belongs to the machine
 SIGNALS = (1 << (signal.SIGTERM - 1)) | (1 << (signal.SIGINT - 1))
 
 
@@ -44,9 +46,9 @@ class Volume:
                     "apiVersion: kubeproxy.config.k8s.io/v1alpha1",
                     "kind: KubeProxyConfiguration",
                     "clusterCIDR: 10.244.0.0/16,fd00:244::/31",
-                    "conntrack: {maxPerCore: 0}",  # belongs to the machine
                     f"metricsBindAddress: 127.0.0.1:{metrics}",
                     *lines,
+                    *(() if any("conntrack" in line for line in lines) else (MACHINES,)),
                     "",
                 ]
             )
@@ -170,6 +172,20 @@ def test_what_the_node_cannot_do_changes_nothing(
         eventually(lambda: valid(daemon, 10249) == 0, "the file is refused")
         assert daemon.says("ERROR", "configuration refused", "nosuch")
         assert 1 == begun(daemon)
+
+
+def test_another_timeout_is_no_reason_to_refuse_all_that_changed(
+    lab: Lab, variant: str, tmp_path: Path, volume: Volume
+) -> None:
+    """A container that may not set it takes the rest, and says what it did not do."""
+    daemon = ConfinedDaemon(lab, variant, tmp_path, f"--config={volume.path}")
+    daemon.initialise()
+    with daemon:
+        volume.publish("conntrack: {maxPerCore: 0, tcpCloseWaitTimeout: 50m}", metrics=10250)
+        eventually(lambda: valid(daemon, 10250) == 1, "the file is taken")
+        assert not daemon.says("configuration refused")
+        assert daemon.says("connections are tracked with the values found", "must be 3000 (Read-")
+    assert 2 == begun(daemon)
 
 
 def test_a_beginning_anew_can_be_ended_like_any_other(

@@ -134,6 +134,37 @@ def test_what_is_only_the_init_containers_to_set_is_named_all_at_once(
     assert 0 == daemon.stop()
 
 
+def test_a_restart_goes_on_with_timeouts_that_somebody_changed(
+    lab: Lab, variant: str, tmp_path: Path
+) -> None:
+    """The kubelet starts an ended container anew without the init container before it."""
+    daemon = ConfinedDaemon(lab, variant, tmp_path)
+    daemon.initialise()
+    daemon.write("web", *with_node_port())
+    daemon.start()
+    assert not daemon.says("connections are tracked with the values found")
+    daemon.stop()
+
+    lab.sysctl("node", {ESTABLISHED: "432000", CLOSE_WAIT: "60"})
+    daemon.write("web", *web("p2"))
+    daemon.start()
+    words = [
+        f"/proc/sys/{name} is {found}, must be {wanted} (Read-only file system)"
+        for name, found, wanted in ((ESTABLISHED, 432000, 86400), (CLOSE_WAIT, 60, 3600))
+    ]
+    assert daemon.says("ERROR", "connections are tracked with the values found", *words)
+    assert 1 == daemon.text().count("connections are tracked")
+    assert "p2" == answered_by(lab)
+    assert ["432000", "60"] == [lab.read_sysctl("node", name) for name in (ESTABLISHED, CLOSE_WAIT)]
+    daemon.stop()
+
+    # What the mode needs is another matter.
+    lab.sysctl("node", {LOCALNET: "0"})
+    done = daemon.run_to_end(*daemon.serving_flags())
+    assert 1 == done.returncode
+    assert f"/proc/sys/{LOCALNET} is 0, must be 1" in done.stderr.decode()
+
+
 def test_initialising_writes_no_rule_and_asks_no_api(
     lab: Lab, variant: str, tmp_path: Path
 ) -> None:

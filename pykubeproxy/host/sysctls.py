@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -20,19 +21,22 @@ SYS = Path("/sys")
 
 MODPROBE_SECONDS = 10.0
 
+_NO_RIGHT = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
 
 class Parameter(Struct, frozen=True):
     """A kernel parameter and the value it is to have.
 
     ``name`` is its path below /proc/sys (``net/ipv4/ip_forward``), or below / if it begins with
     ``/sys/``. ``module`` is the kernel module that brings it, where there is one. ``at_least``: a
-    larger value is right, too.
+    larger value is right, too. ``is_tuning``: the node can be served with any value.
     """
 
     name: str
     value: int
     module: str = ""
     at_least: bool = False
+    is_tuning: bool = False
 
     @property
     def path(self) -> Path:
@@ -58,6 +62,12 @@ class Refusal(Struct, frozen=True):
     found: int | None
     error: str
     is_absent: bool = False
+    lacks_right: bool = False  # somebody with more rights could set it
+
+    @property
+    def is_bearable(self) -> bool:
+        """Whether the node can be served all the same: tuning that this process may only read."""
+        return self.parameter.is_tuning and self.lacks_right and self.found is not None
 
     def __str__(self) -> str:
         wanted = self.parameter
@@ -90,8 +100,7 @@ def apply(
         try:
             parameter.path.write_text(f"{parameter.value}\n", encoding="ascii")
         except OSError as error:
-            absent = isinstance(error, FileNotFoundError)
-            refusals.append(Refusal(parameter, found, error.strerror or str(error), absent))
+            refusals.append(_refusal(parameter, found, error))
         else:
             log.info("kernel parameter set", name=parameter.name, before=found, now=parameter.value)
     return refusals
@@ -110,9 +119,9 @@ def foresee(parameters: Iterable[Parameter]) -> list[Refusal]:
         try:
             parameter.path.open("ab").close()
         except OSError as error:
-            absent = isinstance(error, FileNotFoundError)
-            if not (absent and parameter.module):
-                refusals.append(Refusal(parameter, found, error.strerror or str(error), absent))
+            refusal = _refusal(parameter, found, error)
+            if not (refusal.is_absent and parameter.module):
+                refusals.append(refusal)
     return refusals
 
 
@@ -151,6 +160,13 @@ def load_module(name: str) -> bool:
     if not loaded:
         log.debug("kernel module not loaded", module=name, reason=said)
     return loaded
+
+
+def _refusal(parameter: Parameter, found: int | None, error: OSError) -> Refusal:
+    # Not by the error: below /sys what is not there is EACCES, or EROFS, to who would write it.
+    absent = not parameter.path.exists()
+    reason = error.strerror or str(error)
+    return Refusal(parameter, found, reason, absent, error.errno in _NO_RIGHT)
 
 
 def _read(path: Path) -> int | None:

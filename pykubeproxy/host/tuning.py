@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
 
 from pykubeproxy.config import ConntrackConfig
 from pykubeproxy.host import sysctls
-from pykubeproxy.host.sysctls import Parameter
+from pykubeproxy.host.sysctls import Parameter, Refusal
 
-__all__ = ["adjust_oom_score", "conntrack_max", "conntrack_parameters", "count_cpus"]
+__all__ = [
+    "UNTUNED",
+    "adjust_oom_score",
+    "conntrack_max",
+    "conntrack_parameters",
+    "count_cpus",
+    "untuned_note",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +31,9 @@ HASH_SIZE = "/sys/module/nf_conntrack/parameters/hashsize"
 LARGEST_MAX = 1 << 20
 """What the number of CPUs may raise the maximum to; only a configured minimum goes beyond."""
 ENTRIES_PER_BUCKET = 4
+
+UNTUNED = "connections are tracked with the values found"
+"""What follows where none of `conntrack_parameters` can be set."""
 
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 OOM_TRIES = 2
@@ -38,14 +48,16 @@ def conntrack_parameters(config: ConntrackConfig, cpus: int) -> list[Parameter]:
     The table's size belongs to the machine: outside the initial network namespace (a node that is
     itself a container) the kernel lets nobody change it. There the default sizes are left out with
     a notice; sizes that somebody chose are asked for, and will be refused.
+
+    All of it is tuning: a node that has other values can be served.
     """
     wanted = []
     largest = conntrack_max(config, cpus)
     if largest > 0 and not _left_to_the_machine(config, largest):
         buckets = largest // ENTRIES_PER_BUCKET
         wanted = [
-            Parameter(MAX, largest, MODULE),
-            Parameter(HASH_SIZE, buckets, MODULE, at_least=True),
+            Parameter(MAX, largest, MODULE, is_tuning=True),
+            Parameter(HASH_SIZE, buckets, MODULE, at_least=True, is_tuning=True),
         ]
     timeouts = {
         "tcp_timeout_established": config.tcp_established_seconds,
@@ -55,7 +67,7 @@ def conntrack_parameters(config: ConntrackConfig, cpus: int) -> list[Parameter]:
         "udp_timeout_stream": config.udp_stream_seconds,
     }
     wanted += [
-        Parameter(f"net/netfilter/nf_conntrack_{name}", int(value), MODULE)
+        Parameter(f"net/netfilter/nf_conntrack_{name}", int(value), MODULE, is_tuning=True)
         for name, value in timeouts.items()
         if value > 0
     ]
@@ -68,6 +80,12 @@ def conntrack_max(config: ConntrackConfig, cpus: int) -> int:
         return 0
     scaled = min(config.max_per_core * cpus, LARGEST_MAX)
     return max(scaled, config.min)
+
+
+def untuned_note(refusals: Sequence[Refusal]) -> str:
+    """What an Event tells of *refusals*: all of them fit in its note, their commands would not."""
+    found = "; ".join(map(str, refusals))
+    return f"{UNTUNED}: {found}; a new pod's init container sets them, or commands in the log"
 
 
 def count_cpus() -> int:

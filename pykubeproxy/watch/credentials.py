@@ -13,11 +13,16 @@ import urllib3
 
 from pykubeproxy.errors import WatchDenied
 
-__all__ = ["Credentials", "MakePool", "SocketOptions", "TokenFile"]
+__all__ = ["Credentials", "MakePool", "SocketOptions", "TokenFile", "unbracketed"]
 
 SocketOptions = Sequence[tuple[int, int, int]]
 MakePool = Callable[[SocketOptions], urllib3.PoolManager]
 """Makes the connections: trust, client certificate and proxy are settled in it."""
+
+
+def unbracketed(host: str) -> str:
+    """Return *host* without the brackets that an IPv6 address has in a URL, if it has them."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 class TokenFile:

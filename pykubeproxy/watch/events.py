@@ -21,7 +21,13 @@ from uuid import uuid4
 import structlog
 from msgspec import Struct
 
-from pykubeproxy.errors import RequestRefused, WatchDenied, WatchError, WatchThrottled
+from pykubeproxy.errors import (
+    NamespaceGone,
+    RequestRefused,
+    WatchDenied,
+    WatchError,
+    WatchThrottled,
+)
 from pykubeproxy.measures import Counts, Measure, Text
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.watch.series import Open, Series, Verdict
@@ -143,7 +149,8 @@ class EventRecorder:
         self._counts = Counts(
             Text(
                 "pykubeproxy_events_total",
-                "Events: posted, merged into a series, dropped as too many, or failed to be posted",
+                "Events: posted, merged into a series, dropped as too many or as their namespace "
+                "goes, or failed to be posted",
                 ("outcome",),
             )
         )
@@ -285,6 +292,11 @@ class EventRecorder:
         self._failing = False
 
     def _failed(self, error: WatchError) -> None:
+        if isinstance(error, NamespaceGone):
+            # The end of its Service, of which there may have been something to tell.
+            self._counts.add("dropped")
+            log.debug("event dropped, its namespace goes", reason=str(error))
+            return
         self._counts.add("failed")
         self._complain(error)
 

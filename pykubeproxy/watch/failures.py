@@ -15,6 +15,7 @@ from urllib3.exceptions import (
 )
 
 from pykubeproxy.errors import (
+    NamespaceGone,
     RequestRefused,
     VersionAhead,
     WatchDenied,
@@ -48,6 +49,8 @@ def error_for(
     pause = _pause(retry_after, status)
     if code == 401:
         return WatchDenied(f"{said}; {credential} was not accepted: renew it")
+    if _names_namespace(status, code):
+        return NamespaceGone(f"{said}; nothing is written where nothing stays", code)
     if code == 403:
         return WatchDenied(
             f'{said}; grant verb "{verb}" on resource "{resource.plural}" in API group '
@@ -58,8 +61,7 @@ def error_for(
         return WatchExpired(f"{said}; a fresh list follows")
     if code == 429 or pause is not None:
         seconds = 1.0 if pause is None else pause
-        causes = (status.details.causes if status.details else None) or ()
-        ahead = any(cause.reason == "ResourceVersionTooLarge" for cause in causes)
+        ahead = _has_cause(status, "ResourceVersionTooLarge")
         return (VersionAhead if ahead else WatchThrottled)(
             f"{said}; asked to wait {seconds:g} s", seconds
         )
@@ -71,6 +73,18 @@ def error_for(
         )
     hint = "see the API server's log" if code >= 500 else "check the server's URL and version"
     return RequestRefused(f"{said}; {hint}", code)
+
+
+def _names_namespace(status: Status, code: int) -> bool:
+    """Whether the trouble is that the namespace goes (admission says so by 403), or has gone."""
+    if code == 403:
+        return _has_cause(status, "NamespaceTerminating")
+    return code == 404 and status.details is not None and status.details.kind == "namespaces"
+
+
+def _has_cause(status: Status, reason: str) -> bool:
+    causes = (status.details.causes if status.details else None) or ()
+    return any(cause.reason == reason for cause in causes)
 
 
 def _pause(header: str | None, status: Status) -> float | None:

@@ -25,7 +25,7 @@ from kubernetes.config.incluster_config import InClusterConfigLoader
 from kubernetes.config.kube_config import ConfigNode, KubeConfigLoader, KubeConfigMerger
 
 from pykubeproxy.errors import ConfigError, WatchDenied
-from pykubeproxy.watch.credentials import Credentials, SocketOptions, TokenFile
+from pykubeproxy.watch.credentials import Credentials, SocketOptions, TokenFile, unbracketed
 
 __all__ = ["anonymous", "from_kubeconfig", "in_cluster"]
 
@@ -81,7 +81,11 @@ def in_cluster(token_path: str, ca_path: str) -> Credentials:
         ConfigError: we do not run in a pod, or no token is mounted.
     """
     configuration = Configuration()
-    loader = InClusterConfigLoader(token_path, ca_path, try_refresh_token=False)  # type: ignore[no-untyped-call]  # the package's loaders are not annotated
+    environment = dict(os.environ)
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        # The package puts brackets around whatever has a colon.
+        environment["KUBERNETES_SERVICE_HOST"] = unbracketed(environment["KUBERNETES_SERVICE_HOST"])
+    loader = InClusterConfigLoader(token_path, ca_path, False, environment)  # type: ignore[no-untyped-call]  # the package's loaders are not annotated
     try:
         loader.load_and_set(configuration)  # type: ignore[no-untyped-call]  # as above
     except (ConfigException, OSError) as error:

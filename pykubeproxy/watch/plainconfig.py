@@ -22,7 +22,7 @@ import urllib3
 import yaml
 from msgspec import Struct, field
 
-from pykubeproxy.watch.credentials import Credentials, SocketOptions, TokenFile
+from pykubeproxy.watch.credentials import Credentials, SocketOptions, TokenFile, unbracketed
 
 __all__ = ["anonymous", "from_kubeconfig", "in_cluster"]
 
@@ -121,7 +121,7 @@ def in_cluster(
     token_path: str, ca_path: str, environment: Mapping[str, str] = os.environ
 ) -> Credentials | None:
     """The service account of the pod we run in."""
-    host = environment.get("KUBERNETES_SERVICE_HOST", "")
+    host = unbracketed(environment.get("KUBERNETES_SERVICE_HOST", ""))
     port = environment.get("KUBERNETES_SERVICE_PORT", "")
     usable = all(os.path.isfile(path) and os.path.getsize(path) for path in (token_path, ca_path))
     if not (host and port and usable) or _has_proxy(environment):

@@ -68,6 +68,7 @@ class Cause(Struct, frozen=True):
 
 
 class StatusDetails(Struct, frozen=True):
+    kind: str | None = None
     retry_after_seconds: int | None = field(name="retryAfterSeconds", default=None)
     causes: tuple[Cause, ...] | None = None
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from pykubeproxy.errors import HostError
@@ -133,6 +135,35 @@ def test_the_value_that_is_there_is_told(root, monkeypatch):
     monkeypatch.setattr(type(root), "write_text", refuse)
     with pytest.raises(HostError, match=r"/x is 1, must be 2 \(Read-only file system\)"):
         sysctls.ensure([Parameter("net/x", 2)])
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "is_tuning", "expected"),
+    [
+        pytest.param(errno.EROFS, "net/x", True, True, id="tuning in a read-only /proc/sys"),
+        pytest.param(errno.EACCES, "net/x", True, True, id="tuning of another's file"),
+        pytest.param(errno.EPERM, "net/x", True, True, id="tuning that takes a capability"),
+        pytest.param(errno.EINVAL, "net/x", True, False, id="no such value"),
+        pytest.param(errno.ENOENT, "net/absent", True, False, id="not there"),
+        pytest.param(errno.EACCES, "net/absent", True, False, id="not there, said as /sys does"),
+        pytest.param(errno.EACCES, "net/empty", True, False, id="no value is seen"),
+        pytest.param(errno.EROFS, "net/x", False, False, id="needed"),
+    ],
+)
+def test_the_node_is_served_without_tuning_that_takes_more_rights(
+    root, monkeypatch, number, name, is_tuning, expected
+):
+    def refuse(*_, **__):
+        raise OSError(number, "no")
+
+    (root / "net/empty").touch()
+    monkeypatch.setattr(type(root), "write_text", refuse)
+    monkeypatch.setattr(type(root), "open", refuse)
+    monkeypatch.setattr(sysctls, "_read", {root / "net/x": 1}.get)
+    wanted = [Parameter(name, 2, is_tuning=is_tuning)]
+    (refused,), (foreseen,) = sysctls.apply(wanted), sysctls.foresee(wanted)
+    assert (expected, expected) == (refused.is_bearable, foreseen.is_bearable)
+    assert (name == "net/absent") == refused.is_absent
 
 
 def test_what_is_below_sys_is_set_by_hand():

@@ -8,7 +8,7 @@ import pytest
 
 from pykubeproxy.config import ConntrackConfig
 from pykubeproxy.host import sysctls, tuning
-from pykubeproxy.host.sysctls import Parameter
+from pykubeproxy.host.sysctls import Parameter, Refusal
 from pykubeproxy.host.tuning import (
     HASH_SIZE,
     MAX,
@@ -16,11 +16,17 @@ from pykubeproxy.host.tuning import (
     conntrack_max,
     conntrack_parameters,
     count_cpus,
+    untuned_note,
 )
+from pykubeproxy.watch.events import NOTE_BYTES
 
 LEFT_ALONE = ConntrackConfig(
     max_per_core=0, tcp_established_seconds=0.0, tcp_close_wait_seconds=0.0
 )
+
+
+def fields_of(config):
+    return {name: getattr(config, name) for name in config.__struct_fields__}
 
 
 @pytest.fixture
@@ -54,11 +60,12 @@ def test_the_size_of_the_table(per_core, least, cpus, expected):
 
 
 def test_what_kube_proxy_sets_unless_told_otherwise(root):
+    stem = "net/netfilter/nf_conntrack_"
     assert [
-        Parameter("net/netfilter/nf_conntrack_max", 131072, "nf_conntrack"),
-        Parameter(HASH_SIZE, 32768, "nf_conntrack", at_least=True),
-        Parameter("net/netfilter/nf_conntrack_tcp_timeout_established", 86400, "nf_conntrack"),
-        Parameter("net/netfilter/nf_conntrack_tcp_timeout_close_wait", 3600, "nf_conntrack"),
+        Parameter(f"{stem}max", 131072, "nf_conntrack", is_tuning=True),
+        Parameter(HASH_SIZE, 32768, "nf_conntrack", at_least=True, is_tuning=True),
+        Parameter(f"{stem}tcp_timeout_established", 86400, "nf_conntrack", is_tuning=True),
+        Parameter(f"{stem}tcp_timeout_close_wait", 3600, "nf_conntrack", is_tuning=True),
     ] == conntrack_parameters(ConntrackConfig(), cpus=2)
 
 
@@ -89,8 +96,7 @@ def test_what_kube_proxy_sets_unless_told_otherwise(root):
     ],
 )
 def test_timeouts(given, expected):
-    fields = {name: getattr(LEFT_ALONE, name) for name in LEFT_ALONE.__struct_fields__}
-    wanted = conntrack_parameters(ConntrackConfig(**{**fields, **given}), cpus=2)
+    wanted = conntrack_parameters(ConntrackConfig(**{**fields_of(LEFT_ALONE), **given}), cpus=2)
     stem = "net/netfilter/nf_conntrack_"
     assert [(stem + name, value) for name, value in expected.items()] == [
         (parameter.name, parameter.value) for parameter in wanted
@@ -112,6 +118,26 @@ def test_default_sizes_are_for_who_owns_the_table(root, mode, config, expected):
     names = [parameter.name for parameter in conntrack_parameters(config, cpus=2)]
     assert (expected, expected) == (MAX in names, HASH_SIZE in names)
     assert "net/netfilter/nf_conntrack_tcp_timeout_established" in names
+
+
+ALL = ConntrackConfig(tcp_be_liberal=True, udp_seconds=30.0, udp_stream_seconds=180.0)
+
+
+def test_all_of_it_is_tuning(root):
+    parameters = conntrack_parameters(ALL, cpus=2)
+    assert [True] * 7 == [parameter.is_tuning for parameter in parameters]
+
+
+def test_an_event_has_room_for_all_of_it():
+    largest = conntrack_parameters(ConntrackConfig(**{**fields_of(ALL), "min": 1 << 30}), cpus=2)
+    refusals = [
+        Refusal(parameter, 1 << 30, "Operation not permitted", lacks_right=True)
+        for parameter in largest
+    ]
+    note = untuned_note(refusals)
+    assert len(note.encode()) <= NOTE_BYTES
+    assert [] == [str(refusal) for refusal in refusals if str(refusal) not in note]
+    assert note.startswith("connections are tracked with the values found: ")
 
 
 # --- CPUs ---

@@ -8,7 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from pykubeproxy.errors import RequestRefused, WatchDenied, WatchError, WatchThrottled
+from pykubeproxy.errors import (
+    NamespaceGone,
+    RequestRefused,
+    WatchDenied,
+    WatchError,
+    WatchThrottled,
+)
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.watch.events import (
     LOOK_SECONDS,
@@ -325,6 +331,31 @@ def test_a_missing_right_is_told_once_for_good(rig, denial):
             rig.api.troubles = [denial]
             rig.happen(Happening("refused", "A", f"{n}"), Happening("posted", "A", f"{n}"))
     assert [str(denial)] == warnings(logs)
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_an_event_whose_namespace_goes_is_dropped_and_later_failures_are_told(rig, code):
+    denial = WatchDenied("403, a right is missing")
+    with capture_logs() as logs:
+        rig.api.troubles = [NamespaceGone("shop is being deleted", code)]
+        rig.happen(Happening("first", "A", service=WEB))
+        assert [("debug", "shop is being deleted")] == [
+            (line["log_level"], line["reason"]) for line in logs
+        ]
+        rig.api.troubles = [denial]
+        rig.happen(Happening("second", "A"))
+    assert [str(denial)] == warnings(logs)
+    assert {"dropped": 1, "failed": 1} == rig.counts
+
+
+def test_a_series_whose_namespace_went_is_dropped(rig):
+    rig.happen(Happening("first", "A", service=WEB))
+    rig.api.events.clear()
+    rig.api.troubles = [RequestRefused("no such Event", 404), NamespaceGone("shop", 404)]
+    with capture_logs() as logs:
+        rig.happen(Happening("first", "A", service=WEB))
+    assert [] == warnings(logs)
+    assert {"posted": 1, "merged": 1, "dropped": 1} == rig.counts
 
 
 def test_an_outage_is_told_once_until_it_is_over(rig):

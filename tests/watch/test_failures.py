@@ -9,6 +9,7 @@ import pytest
 from urllib3.exceptions import ConnectTimeoutError, ProtocolError, SSLError
 
 from pykubeproxy.errors import (
+    NamespaceGone,
     RequestRefused,
     VersionAhead,
     WatchDenied,
@@ -18,7 +19,7 @@ from pykubeproxy.errors import (
 )
 from pykubeproxy.model.objects import Kind
 from pykubeproxy.watch.failures import error_for, explain
-from pykubeproxy.watch.resources import RESOURCES
+from pykubeproxy.watch.resources import EVENTS, RESOURCES
 from pykubeproxy.watch.wire import Status, StatusDetails, decode_status
 from tests.fakes import recordings
 
@@ -52,6 +53,36 @@ def test_codes_map_to_errors_with_advice(
     assert type(error) is expected
     for word in [*words, SERVER, "because", str(code)]:
         assert word in str(error)
+
+
+TERMINATING = b"""{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
+"message":"events.events.k8s.io \\"web.17a\\" is forbidden: unable to create new content in\
+ namespace shop because it is being terminated","reason":"Forbidden","details":{"name":"web.17a",
+"group":"events.k8s.io","kind":"events","causes":[{"reason":"NamespaceTerminating",
+"message":"namespace shop is being terminated","field":"metadata.namespace"}]},"code":403}"""
+GONE = b"""{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
+"message":"namespaces \\"shop\\" not found","reason":"NotFound",
+"details":{"name":"shop","kind":"namespaces"},"code":404}"""
+NO_EVENT = GONE.replace(b"namespaces", b"events").replace(b"shop", b"web.17a")
+NO_RIGHT = TERMINATING.replace(b"NamespaceTerminating", b"Other")
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        pytest.param(TERMINATING, NamespaceGone, id="the namespace is being deleted"),
+        pytest.param(GONE, NamespaceGone, id="the namespace is not there"),
+        pytest.param(NO_EVENT, RequestRefused, id="the Event is not there"),
+        pytest.param(NO_RIGHT, WatchDenied, id="another 403"),
+    ],
+)
+def test_a_namespace_that_goes_is_no_missing_right(raw: bytes, expected: type[WatchError]) -> None:
+    status = decode_status(raw)
+    assert status is not None
+    error = error_for(status, "create", EVENTS, SERVER)
+    assert expected is type(error)
+    assert (expected is WatchDenied) == ("grant verb" in str(error))
+    assert (expected is NamespaceGone) == ("nothing stays" in str(error))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from pykubeproxy.errors import ConfigError, WatchDenied
+from pykubeproxy.watch import login
 from pykubeproxy.watch.client import ApiServer
 from pykubeproxy.watch.login import advice_in_cluster, loader_for
 
+SERVICE = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
 EXEC = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "false"}}
 
 
@@ -59,13 +61,66 @@ def test_a_server_that_no_request_could_be_made_to_is_refused(tmp_path: Path, ur
         loader_for(config, None)()
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        pytest.param("HOST", "192.0.2.10:6443", id="with a port"),
+        pytest.param("HOST", "https://192.0.2.10", id="with a scheme"),
+        pytest.param("HOST", "api.test/path", id="with a path"),
+        pytest.param("HOST", "me@api.test", id="with a user"),
+        pytest.param("HOST", "192.0.2.10\n", id="with the end of a line"),
+        pytest.param("HOST", "[fd00::1]:6443", id="in brackets, with a port"),
+        pytest.param("HOST", "[fd00::1", id="half in brackets"),
+        pytest.param("HOST", "fd00::x", id="no address"),
+        pytest.param("HOST", "[]", id="nothing in brackets"),
+        pytest.param("PORT", "https", id="a port's name"),
+        pytest.param("PORT", "0", id="port 0"),
+        pytest.param("PORT", "65536", id="a port that is too large"),
+        pytest.param("PORT", "tcp://10.96.0.1:443", id="the kubelet's of another Service"),
+    ],
+)
+def test_a_pods_server_that_is_none_is_named_with_where_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    for name, usual in SERVICE.items():
+        monkeypatch.setenv(name, usual)
+    monkeypatch.setenv(f"KUBERNETES_SERVICE_{variable}", value)
+    with pytest.raises(ConfigError) as refused:
+        loader_for(None, None)()
+    assert f"KUBERNETES_SERVICE_{variable}" == refused.value.where
+    for words in (
+        repr(value),
+        "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT",
+        "ConfigMap pykubeproxy-api-server",
+    ):
+        assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        pytest.param("192.0.2.10", "https://192.0.2.10:443", id="IPv4"),
+        pytest.param("fd00::1", "https://[fd00::1]:443", id="IPv6"),
+        pytest.param("[fd00::1]", "https://[fd00::1]:443", id="IPv6 in brackets"),
+        pytest.param("api.test", "https://api.test:443", id="a name"),
+        pytest.param("api.test.", "https://api.test.:443", id="a name to its root"),
+    ],
+)
+def test_a_pods_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, expected: str
+) -> None:
+    for name, value in (SERVICE | {"KUBERNETES_SERVICE_HOST": host}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("_TOKEN_PATH", "_CA_PATH"):
+        (tmp_path / name).write_text("content")
+        monkeypatch.setattr(login, name, str(tmp_path / name))
+    assert expected == loader_for(None, None)().server
+
+
 def test_without_both_a_pod_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match="--kubeconfig"):
         loader_for(None, None)()
-
-
-SERVICE = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +135,11 @@ SERVICE = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "4
             {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_PORT": "tcp://[fd00::1]:443"},
             "fd00::1 is the address of a Service",
             id="the kubelet's, IPv6",
+        ),
+        pytest.param(
+            {"KUBERNETES_SERVICE_HOST": "[fd00::1]", "KUBERNETES_PORT": "tcp://[fd00::1]:443"},
+            "[fd00::1] is the address of a Service",
+            id="IPv6 in brackets",
         ),
         pytest.param(SERVICE, "10.96.0.1 may be the address of a Service", id="half of it"),
         pytest.param(

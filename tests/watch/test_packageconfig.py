@@ -162,10 +162,11 @@ def test_a_missing_kubeconfig_is_named(tmp_path: Path) -> None:
         from_kubeconfig(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("host", ["fd00::1", "[fd00::1]"])
 def test_in_cluster_reads_the_rotating_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     token, authority = tmp_path / "token", tmp_path / "ca.crt"
     token.write_text("first\n")

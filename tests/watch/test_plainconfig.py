@@ -176,7 +176,7 @@ def test_a_bare_master_comes_to_the_same(master: str) -> None:
     assert settled(packageconfig.anonymous(master)) == settled(plain)
 
 
-@pytest.mark.parametrize("host", ["10.96.0.1", "fd00::1"])
+@pytest.mark.parametrize("host", ["10.96.0.1", "fd00::1", "[fd00::1]"])
 def test_a_pod_comes_to_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
