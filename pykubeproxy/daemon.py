@@ -193,8 +193,9 @@ def cleanup(config: Config, show: Callable[[str], object]) -> int:
             holder=lock.holder(),
         )
     removed, problems = clean_up()
-    for table in remove_nftables_leftovers():
-        removed[table] = 1
+    tables, more_problems = remove_nftables_leftovers()
+    removed.update(dict.fromkeys(tables, 1))
+    problems += more_problems
     # After the rules: the kernel keeps a set as long as a rule asks it.
     servers = leftovers.clean_up(config.ipvs.exclude_cidrs)
     removed.update(servers.removed)
@@ -204,9 +205,11 @@ def cleanup(config: Config, show: Callable[[str], object]) -> int:
         count = state.clear(partial(_is_removable, state))
         if count:
             removed["files in the state directory"] = count
+        left = state.files(partial(_is_removable, state))
+        problems += [f"file {path}: the directory cannot be written" for path in left]
     for program, count in removed.items():
         log.info("removed", what=program, count=count)
-    if not removed:
+    if not removed and not problems:
         log.info("nothing of ours was found")
     for problem in problems:
         log.error("not removed", reason=problem)
@@ -224,10 +227,13 @@ def _show_cleanup(config: Config, show: Callable[[str], object]) -> int:
     state = _state(config)
     if state is not None:
         lines += [f"file {path}" for path in state.files(partial(_is_removable, state))]
-    show("".join(f"{line}\n" for line in lines or ["nothing of ours was found"]))
-    for problem in problems + more_problems:
+    problems += more_problems
+    if not lines and not problems:
+        lines = ["nothing of ours was found"]
+    show("".join(f"{line}\n" for line in lines))
+    for problem in problems:
         log.error("not looked at", reason=problem)
-    return 1 if problems or more_problems else 0
+    return 1 if problems else 0
 
 
 def _is_removable(state: StateDirectory, name: str) -> bool:
@@ -442,8 +448,11 @@ def _settle_down(leftovers: Thread) -> None:
 
 def _remove_other_modes(mode: str, config: Config, stop: Event) -> None:
     """Take out what other modes left, now that this one serves; iptables rules are gone already."""
-    for table in remove_nftables_leftovers():
+    tables, problems = remove_nftables_leftovers()
+    for table in tables:
         log.info("rules of kube-proxy's nftables mode removed", what=table)
+    for problem in problems:
+        log.warning("rules of kube-proxy's nftables mode not removed", reason=problem)
     if mode == "ipvs":
         return
     from pykubeproxy.ipvs import leftovers

@@ -77,7 +77,7 @@ class Cleaners:
     def __init__(self, monkeypatch):
         self.calls = []
         self.rules, self.servers = (Removed(), []), Removal({}, [])
-        self.tables = []
+        self.tables = ([], [])
         monkeypatch.setattr(daemon, "clean_up", self.remove_rules)
         monkeypatch.setattr(daemon, "remove_nftables_leftovers", lambda: self.tables)
         monkeypatch.setattr("pykubeproxy.ipvs.leftovers.clean_up", self.remove_servers)
@@ -101,18 +101,35 @@ def cleaners(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rules", "servers", "status"),
+    ("rules", "tables", "servers", "status", "clean"),
     [
-        pytest.param(({}, []), ({}, []), 0, id="nothing there"),
-        pytest.param(({"iptables-nft-restore": 7}, []), ({"ipsets": 17}, []), 0, id="removed"),
-        pytest.param(({}, ["table nat: busy"]), ({}, []), 1, id="a rule stays"),
-        pytest.param(({}, []), ({}, ["ipset KUBE-IPVS-IPS: in use"]), 1, id="a set stays"),
+        pytest.param(({}, []), ([], []), ({}, []), 0, True, id="nothing there"),
+        pytest.param(
+            *(({"iptables-nft-restore": 7}, []), ([], []), ({"ipsets": 17}, []), 0, False),
+            id="removed",
+        ),
+        pytest.param(
+            *(({}, []), (["table ip kube-proxy"], []), ({}, []), 0, False), id="a table removed"
+        ),
+        pytest.param(*(({}, ["table nat: busy"]), ([], []), ({}, []), 1, False), id="a rule stays"),
+        pytest.param(
+            *(({}, []), ([], ["nft, table ip kube-proxy: busy"]), ({}, []), 1, False),
+            id="a table stays",
+        ),
+        pytest.param(
+            *(({}, []), ([], []), ({}, ["ipset KUBE-IPVS-IPS: in use"]), 1, False),
+            id="a set stays",
+        ),
     ],
 )
-def test_the_exit_status_of_cleanup(cleaners, rules, servers, status):
+def test_what_cleanup_says_and_ends_with(cleaners, rules, tables, servers, status, clean, capsys):
     removed, problems = rules
-    cleaners.rules, cleaners.servers = (Removed(removed), problems), Removal(*servers)
+    cleaners.rules, cleaners.tables = (Removed(removed), problems), tables
+    cleaners.servers = Removal(*servers)
     assert status == cleaned(Config(state_directory=""))
+    said = capsys.readouterr().out
+    assert clean is ("nothing of ours was found" in said)
+    assert [] == [text for text in (*problems, *tables[1], *servers[1]) if text not in said]
 
 
 def test_cleanup_removes_rules_before_the_sets_that_they_ask(cleaners):
@@ -126,6 +143,20 @@ def test_cleanup_forgets_what_was_written(cleaners, tmp_path):
         (tmp_path / name).touch()
     cleaned(Config(state_directory=str(tmp_path)))
     assert ["theirs"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_cleanup_names_the_notes_that_it_could_not_remove(cleaners, monkeypatch, tmp_path, capsys):
+    note = tmp_path / "iptables-IPv4-nft-cookie-1"
+    note.touch()
+    monkeypatch.setattr("pathlib.Path.unlink", refuse_to_remove)
+    assert 1 == cleaned(Config(state_directory=str(tmp_path)))
+    said = capsys.readouterr().out
+    assert str(note) in said
+    assert "nothing of ours was found" not in said
+
+
+def refuse_to_remove(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 def test_cleanup_says_that_a_daemon_is_running_and_leaves_it_its_lock(
@@ -174,9 +205,12 @@ def test_a_dry_run_on_a_clean_node_says_so(cleaners, monkeypatch, capsys):
     assert ["nothing of ours was found"] == capsys.readouterr().out.splitlines()
 
 
-def test_a_dry_run_that_could_not_see_everything_fails(cleaners, monkeypatch):
+def test_a_dry_run_that_could_not_see_everything_fails(cleaners, monkeypatch, capsys):
     planned(monkeypatch, problems=["iptables-nft-save: Permission denied"])
     assert 1 == cleaned(Config(dry_run=True, state_directory=""))
+    said = capsys.readouterr().out
+    assert "nothing of ours was found" not in said
+    assert "iptables-nft-save: Permission denied" in said
 
 
 # --- initialising ---

@@ -44,12 +44,12 @@ _ACCOUNT_PATH = Path("/run/secrets/kubernetes.io/serviceaccount")
 _ENTER = """
 mount -t tmpfs none /run
 mount -t tmpfs none /var/lib
-mkdir -p /run/secrets/kubernetes.io/serviceaccount /run/pykubeproxy "$2"
-mount --bind "$1/account" /run/secrets/kubernetes.io/serviceaccount
+mkdir -p /run/pykubeproxy "$2"
 mount --bind "$1/config" "$2"
 mount --bind "$1/state" /run/pykubeproxy
+if [ "$3" ]; then mkdir -p "$3"; mount --bind "$1/account" "$3"; fi
 touch /run/xtables.lock
-shift 2
+shift 3
 exec "$@"
 """
 
@@ -96,9 +96,11 @@ class PodDaemon(ApiDaemon):
     def configuration(self) -> str:
         return (self._place / "config" / "config.conf").read_text()
 
-    def _entered(self) -> list[str]:
+    def _entered(self, account: Path | None) -> list[str]:
+        """Within the pod's files; those of the service account at *account*, or not at all."""
         enter = ["unshare", "--mount", "--propagation=private", "sh", "-ec", _ENTER, "sh"]
-        return self.lab.argv("node", [*enter, str(self._place), self._config_path])
+        places = [str(self._place), self._config_path, str(account or "")]
+        return self.lab.argv("node", [*enter, *places])
 
     def _program(self, arguments: list[str]) -> list[str]:
         expanded = [
@@ -114,8 +116,9 @@ class DeployedDaemon(PodDaemon):
     def __init__(self, lab: Lab, api: StandIn, directory: Path, overlay: str = "iptables") -> None:
         super().__init__(lab, api, directory, "/var/lib/pykubeproxy")
         objects = kustomized(DEPLOY / "overlays" / overlay)
-        pod = the(objects, "DaemonSet")["spec"]["template"]["spec"]
-        [self.init_container], [self.container] = pod["initContainers"], pod["containers"]
+        self._pod = the(objects, "DaemonSet")["spec"]["template"]["spec"]
+        [self.init_container] = self._pod["initContainers"]
+        [self.container] = self._pod["containers"]
         cidrs = ",".join(CLUSTER_CIDR.values())
         text = the(objects, "ConfigMap")["data"]["config.conf"]
         self.configure(
@@ -128,7 +131,10 @@ class DeployedDaemon(PodDaemon):
 
     def start(self, wait: bool = True) -> None:
         done = subprocess.run(
-            [*self._entered(), *self._program(self.init_container["args"])],
+            [
+                *self._entered(self._account_of(self.init_container)),
+                *self._program(self.init_container["args"]),
+            ],
             capture_output=True,
             cwd=REPOSITORY,
             env=self._environment,
@@ -151,7 +157,20 @@ class DeployedDaemon(PodDaemon):
         writable = [Path(mount["mountPath"]) for mount in mounts if not mount.get("readOnly")]
         program = self._program(self.container["args"])
         added = security["capabilities"]["add"]
-        return [*self._entered(), *confined(program, added, writable, [_ACCOUNT_PATH])]
+        account = self._account_of(self.container)
+        readable = [account] if account else []
+        return [*self._entered(account), *confined(program, added, writable, readable)]
+
+    def _account_of(self, container: Object) -> Path | None:
+        """Where *container* has the files of the service account, if it has them."""
+        if self._pod["automountServiceAccountToken"]:
+            return _ACCOUNT_PATH
+        [volume] = [volume["name"] for volume in self._pod["volumes"] if "projected" in volume]
+        for mount in container["volumeMounts"]:
+            if mount["name"] == volume:
+                # /var/run is a link to /run, here as in the image.
+                return Path("/run") / Path(mount["mountPath"]).relative_to("/var/run")
+        return None
 
 
 class KubeadmsDaemon(PodDaemon):
@@ -170,7 +189,7 @@ class KubeadmsDaemon(PodDaemon):
         self.configure(_KUBEADMS_KUBECONFIG.format(server=api.server.url), "kubeconfig.conf")
 
     def argv(self, *flags: str) -> list[str]:
-        return [*self._entered(), *self._program(list(self.ARGUMENTS))]
+        return [*self._entered(_ACCOUNT_PATH), *self._program(list(self.ARGUMENTS))]
 
 
 _KUBEADMS_KUBECONFIG = """\

@@ -50,10 +50,12 @@ def capabilities_of(pid: int) -> dict[str, set[str]]:
 class ConfinedDaemon(RunningDaemon):
     """`RunningDaemon` with the security context of the main container, state and lock mounted.
 
-    `initialise` is what the init container does. *capabilities* stand in for the manifest's.
+    `initialise` is what the init container does. *capabilities* stand in for the manifest's;
+    without *lock* the node's /run/xtables.lock is not mounted.
     """
 
     capabilities: tuple[str, ...] | None = None
+    lock: bool = True
 
     def argv(self, *flags: str) -> list[str]:
         security = container()["securityContext"]
@@ -65,7 +67,8 @@ class ConfinedDaemon(RunningDaemon):
         given = self.capabilities
         names = security["capabilities"]["add"] if given is None else given
         command = [sys.executable, "-m", "pykubeproxy", *flags]
-        return self.lab.argv("node", confined(command, names, [state, XTABLES_LOCK]))
+        writable = [state, XTABLES_LOCK] if self.lock else [state]
+        return self.lab.argv("node", confined(command, names, writable))
 
     def initialise(self) -> str:
         """Do what the init container does, within its walls; returns what that logged."""

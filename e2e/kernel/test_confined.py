@@ -194,3 +194,83 @@ def test_a_right_that_is_missing_is_named(
     done = daemon.run_to_end(*daemon.serving_flags())
     assert 1 == done.returncode
     assert missing in done.stderr.decode()
+
+
+NET_ADMIN, BOTH = ("NET_ADMIN",), ("NET_ADMIN", "NET_RAW")
+
+
+@pytest.mark.parametrize(
+    ("chain", "given", "lock", "expected"),
+    [
+        pytest.param(
+            *("KUBE-IPTABLES-HINT", NET_ADMIN, True),
+            ("legacy tables exist on this node", "Permission denied", "NET_RAW"),
+            id="hint, no raw socket",
+        ),
+        pytest.param(
+            *("KUBE-IPTABLES-HINT", BOTH, False),
+            ("hint chain is in the legacy tables", "Read-only file system", "/run/xtables.lock,"),
+            id="hint, no lock",
+        ),
+        pytest.param(
+            *("KUBE-PROXY-CANARY", BOTH, False),
+            ("a service proxy are in the legacy", "Read-only file system", "/run/xtables.lock,"),
+            id="earlier proxy, no lock",
+        ),
+    ],
+)
+def test_legacy_tables_that_are_in_use_and_out_of_reach_end_the_start(
+    lab: Lab,
+    tmp_path: Path,
+    chain: str,
+    given: tuple[str, ...],
+    lock: bool,
+    expected: tuple[str, ...],
+) -> None:
+    lab.run("node", "iptables-legacy", "-t", "mangle", "-N", chain)
+    daemon = ConfinedDaemon(lab, "auto", tmp_path)
+    daemon.capabilities, daemon.lock = given, lock
+    done = daemon.run_to_end(*daemon.serving_flags())
+    said = done.stderr.decode()
+    assert 1 == done.returncode, said
+    assert list(expected) == [words for words in expected if words in said], said
+    assert b"KUBE-" not in lab.run("node", "iptables-nft-save").stdout, "nothing was written"
+
+
+def test_without_a_raw_socket_nft_serves_where_the_kubelet_uses_it(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """A legacy table that somebody's look brought into being is no obstacle."""
+    lab.run("node", "iptables-legacy-save", "-t", "nat")
+    lab.run("node", "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    daemon = ConfinedDaemon(lab, "auto", tmp_path)
+    daemon.initialise()
+    daemon.capabilities = NET_ADMIN
+    daemon.write("web", *web("p1"))
+    daemon.start()
+    assert daemon.says("iptables variant", "variant=nft", "hint chain is in the nft tables")
+    assert "p1" == answered_by(lab)
+    assert 0 == daemon.stop()
+
+
+def test_a_clean_up_that_may_not_lock_says_so_and_what_to_mount(lab: Lab, tmp_path: Path) -> None:
+    daemon = ConfinedDaemon(lab, "legacy", tmp_path)
+    daemon.initialise()
+    daemon.start()
+    daemon.stop()
+    daemon.lock = False
+    done = daemon.run_to_end("--cleanup", "--state-directory=")  # its notes stay for what follows
+    said = done.stderr.decode() + done.stdout.decode()
+    assert 1 == done.returncode, said
+    assert "it takes the node's /run/xtables.lock, mounted writable" in said
+    assert "nothing of ours was found" not in said
+    assert "KUBE-SERVICES" in daemon.chains()
+
+    # As docs/operations.md has it for a container that has the node's files elsewhere.
+    environment = {"XTABLES_LOCKFILE": str(tmp_path / "state" / "xtables.lock")}
+    elsewhere = ConfinedDaemon(lab, "legacy", tmp_path, environment=environment)
+    elsewhere.lock = False
+    done = elsewhere.run_to_end("--cleanup", f"--state-directory={tmp_path / 'state'}")
+    assert 0 == done.returncode, done.stderr.decode()
+    assert "KUBE-SERVICES" not in elsewhere.chains()
+    assert [] == list((tmp_path / "state").glob("iptables-*"))

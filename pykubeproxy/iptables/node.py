@@ -77,22 +77,24 @@ def detect_variant(override: str = "auto", runner: Runner = run) -> Verdict:
     """Find out which iptables this node uses. Each program takes time, so none runs for nothing.
 
     Raises:
-        Unsupported: the variant named by *override* does not work, or none does.
+        Unsupported: the variant named by *override* does not work, or none does, or the one that
+            this node uses, or may use.
     """
     if override != "auto":
         asked = _evidence(Variant(override), runner, list(Family)[:1])
         return choose_variant(override, nft=asked, legacy=asked)
     nft = _evidence(Variant.NFT, runner)
-    legacy = Evidence(problem="not used on this node so far")
+    legacy = Evidence(problem="not used on this node so far", absent=True)
     if not nft.works or any(map(_legacy_tables, Family)):
         legacy = _evidence(Variant.LEGACY, runner)
-        if not legacy.works:
-            log.warning("what is in the legacy tables is not known", reason=legacy.problem)
     if nft.works and legacy.works and not decides(nft, legacy):
         # Takes seconds on a large node.
         nft = replace(nft, rules=_rule_count(Variant.NFT, runner))
         legacy = replace(legacy, rules=_rule_count(Variant.LEGACY, runner))
-    return choose_variant(override, nft, legacy)
+    verdict = choose_variant(override, nft, legacy)
+    if verdict.variant is Variant.NFT and not legacy.works and not legacy.absent:
+        log.warning("legacy tables exist and are not looked after", reason=legacy.problem)
+    return verdict
 
 
 def available_tools(variant: Variant, runner: Runner = run) -> dict[Family, Tools]:
@@ -225,7 +227,8 @@ def clean_up(runner: Runner = run) -> tuple[Removed, list[str]]:
         if isinstance(result, Finished) and result.exit_status == 0:
             removed[argv[0]] = removed.get(argv[0], 0) + len(removal.chains)
         else:
-            problems.append(f"{argv[0]}, table {removal.table}: {describe(result)}")
+            told = _told(removal.tools, result)
+            problems.append(f"{argv[0]}, table {removal.table}: {told}")
     return removed, problems
 
 
@@ -243,19 +246,19 @@ def find_nftables_leftovers(runner: Runner = run) -> list[tuple[str, str]]:
     return found
 
 
-def remove_nftables_leftovers(runner: Runner = run) -> list[str]:
-    """Remove those tables; return what they are called.
+def remove_nftables_leftovers(runner: Runner = run) -> tuple[list[str], list[str]]:
+    """Remove those tables; return what they are called, and a sentence for each that stays.
 
     Left in place they would go on redirecting by what the cluster was then.
     """
-    removed = []
+    removed, problems = [], []
     for family, name in find_nftables_leftovers(runner):
         result = runner(["nft", "delete", "table", family, name], None, QUICK_SECONDS)
         if isinstance(result, Finished) and result.exit_status == 0:
             removed.append(f"table {family} {name}")
         else:
-            log.warning("nftables table not removed", table=name, reason=describe(result))
-    return removed
+            problems.append(f"nft, table {family} {name}: {describe(result)}")
+    return removed, problems
 
 
 def _removal(tools: Tools, name: str, table: SavedTable) -> Removal:
@@ -267,8 +270,16 @@ def _removal(tools: Tools, name: str, table: SavedTable) -> Removal:
 def _told(tools: Tools, result: Result) -> str:
     """How *result* is a failure, and which right is missing if it is for want of one."""
     said = describe(result)
+    lacking = _lacking(tools.variant, said)
+    return f"{said} ({lacking})" if lacking else said
+
+
+def _lacking(variant: Variant, said: str) -> str:
+    """Which right is missing, by what the tools of *variant* said; empty if it is not that."""
+    if "open lock file" in said:
+        return "it takes the node's /run/xtables.lock, mounted writable"
     denied = any(words in said for words in ("Permission denied", "not permitted"))
-    return f"{said} ({_privileges(tools.variant)})" if denied else said
+    return _privileges(variant) if denied else ""
 
 
 def _privileges(variant: Variant) -> str:
@@ -283,28 +294,40 @@ def _evidence(
     variant: Variant, runner: Runner, families: Sequence[Family] = tuple(Family)
 ) -> Evidence:
     found: set[str] = set()
+    unread = []
     for family in families:
-        found |= _marks_in_mangle(_tools(family, variant, runner), runner)
+        tools = _tools(family, variant, runner)
+        if variant is Variant.NFT:
+            found |= _marks_by_name(tools, runner)
+            continue
+        try:
+            found |= _marks_in_mangle(tools, runner)
+        except HostError as error:
+            log.debug("table not read", reason=str(error))
+            lacking = _lacking(variant, str(error))
+            if lacking and _legacy_tables(family):
+                unread.append(f"{error} ({lacking})")
     served, hinted = CANARY in found, not found.isdisjoint(HINT_CHAINS)
     problem = _problem(variant, runner, in_use=hinted or served)
-    return Evidence(not problem, hinted, served, problem=problem)
+    return Evidence(not problem, hinted, served, problem=problem, unread="; ".join(unread))
+
+
+_MARKS = (CANARY, *HINT_CHAINS)
+"""The chains in mangle that tell who uses a variant."""
+
+
+def _marks_by_name(tools: Tools, runner: Runner) -> set[str]:
+    # For a listing of one table the nf_tables tools read the rules of all (2 s for 10 000
+    # Services).
+    return {
+        mark for mark in _MARKS if _is_listed(tools.iptables("-S", mark, "-t", "mangle"), runner)
+    }
 
 
 def _marks_in_mangle(tools: Tools, runner: Runner) -> set[str]:
-    """The chains there that tell who uses these tools."""
-    marks = (CANARY, *HINT_CHAINS)
-    if tools.variant is Variant.LEGACY:
-        try:
-            table = read_tables(tools, runner, "mangle").get("mangle")
-        except HostError as error:
-            log.debug("table not read", reason=str(error))
-            table = None
-        return {mark for mark in marks if table is not None and mark in table.chains}
-    # By name: for a listing of one table these tools read the rules of all (2 s for 10 000
-    # Services).
-    return {
-        mark for mark in marks if _is_listed(tools.iptables("-S", mark, "-t", "mangle"), runner)
-    }
+    """Raises HostError where the table cannot be read."""
+    table = read_tables(tools, runner, "mangle").get("mangle")
+    return {mark for mark in _MARKS if table is not None and mark in table.chains}
 
 
 def _is_listed(argv: Sequence[str], runner: Runner) -> bool:

@@ -171,7 +171,6 @@ def test_the_role_is_bound_to_the_account_of_the_pods(objects: list[Object]) -> 
     daemon_set = the(objects, "DaemonSet")
     assert account["namespace"] == daemon_set["metadata"]["namespace"]
     assert account["name"] == pod(objects)["serviceAccountName"]
-    assert pod(objects)["automountServiceAccountToken"] is True
 
 
 @every_set
@@ -306,6 +305,50 @@ def test_every_capability_has_its_reason_beside_it() -> None:
     added = [n for n in range(start, start + 12) if re.match(r"\s+- [A-Z_]+$", lines[n])]
     assert 2 == len(added)
     assert [] == [lines[n] for n in added if not lines[n - 1].strip().startswith("#")]
+
+
+# plugin/pkg/admission/serviceaccount of Kubernetes: what it adds to a pod, but for the name.
+TOKEN_VOLUME = {
+    "defaultMode": 0o644,
+    "sources": [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+        {
+            "configMap": {
+                "name": "kube-root-ca.crt",
+                "items": [{"key": "ca.crt", "path": "ca.crt"}],
+            }
+        },
+        {
+            "downwardAPI": {
+                "items": [
+                    {
+                        "path": "namespace",
+                        "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"},
+                    }
+                ]
+            }
+        },
+    ],
+}
+
+
+@every_set
+def test_the_token_is_mounted_as_everywhere_and_by_the_main_container_alone(
+    objects: list[Object],
+) -> None:
+    assert pod(objects)["automountServiceAccountToken"] is False
+    assert the(objects, "ServiceAccount")["automountServiceAccountToken"] is False
+    [volume] = [volume for volume in pod(objects)["volumes"] if "projected" in volume]
+    assert TOKEN_VOLUME == volume["projected"]
+    mounts = {
+        container["name"]: mount
+        for container in containers(objects)
+        for mount in container["volumeMounts"]
+        if mount["name"] == volume["name"]
+    }
+    path = "/var/run/secrets/kubernetes.io/serviceaccount"
+    mount = {"name": volume["name"], "mountPath": path, "readOnly": True}
+    assert {"pykubeproxy": mount} == mounts
 
 
 @every_set

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jsonschema
@@ -97,6 +98,26 @@ def test_the_pod_monitor_gives_the_job_that_existing_alerts_look_for(pod_monitor
     [endpoint] = pod_monitor["spec"]["podMetricsEndpoints"]
     given = {one["targetLabel"]: one.get("replacement") for one in endpoint["relabelings"]}
     assert "kube-proxy" == given["job"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "name"),
+    [
+        pytest.param(True, "pykubeproxy", id="ours"),
+        # kubeadm's answers on 127.0.0.1 only: a target that is down on every node.
+        pytest.param(False, "kube-proxy", id="kube-proxy"),
+    ],
+)
+def test_the_example_configuration_scrapes_pods_of_ours_alone(
+    template: Object, kept: bool, name: str
+) -> None:
+    [content] = load(MONITORING / "prometheus.yml")
+    [job] = content["scrape_configs"]
+    label = "__meta_kubernetes_pod_label_k8s_app"
+    [keep] = [one for one in job["relabel_configs"] if one.get("source_labels") == [label]]
+    assert "keep" == keep["action"]
+    assert kept is bool(re.fullmatch(keep["regex"], name))
+    assert "pykubeproxy" == template["metadata"]["labels"]["k8s-app"]
 
 
 def test_the_service_selects_the_pods_and_their_port(service: Object, template: Object) -> None:

@@ -197,14 +197,25 @@ def test_tables_of_the_nftables_mode_are_removed(present):
             deleted.append(family)
         return Finished(0 if family in present else 1, b"", b"")
 
-    assert [f"table {family} kube-proxy" for family in present] == remove_nftables_leftovers(runner)
+    names = [f"table {family} kube-proxy" for family in present]
+    assert (names, []) == remove_nftables_leftovers(runner)
     assert present == deleted
     assert [(family, "kube-proxy") for family in present] == find_nftables_leftovers(runner)
     assert present == deleted, "to look changes nothing"
 
 
 def test_without_nft_there_is_nothing_to_remove():
-    assert [] == remove_nftables_leftovers(lambda *_: NotStarted("nft: not found"))
+    assert ([], []) == remove_nftables_leftovers(lambda *_: NotStarted("nft: not found"))
+
+
+def test_a_table_of_the_nftables_mode_that_stays_is_named():
+    def runner(argv, input=None, timeout_seconds=60.0):
+        return Finished(1, b"", b"busy") if "delete" in argv else Finished(0, b"", b"")
+
+    assert (
+        [],
+        [f"nft, table {family} kube-proxy: exit status 1: busy" for family in ("ip", "ip6")],
+    ) == remove_nftables_leftovers(runner)
 
 
 def test_cleaning_up_takes_ours_and_leaves_the_rest(host):
@@ -316,18 +327,106 @@ def test_a_right_that_is_missing_is_named(host, variant, missing):
         detect_variant(variant, denied)
 
 
-def test_legacy_tables_that_cannot_be_seen_are_told(host, capsys):
-    """They may hold the hint that decides, and nft would be taken for the wrong reason."""
+def without_raw_socket(host):
+    """The legacy tools as they are without NET_RAW."""
 
-    def denied(argv, input=None, timeout_seconds=60.0):
+    def run(argv, input=None, timeout_seconds=60.0):
         if "legacy" in argv[0] and "--version" not in argv:
             return Finished(3, b"", b"Permission denied (you must be root)")
         return host.run(argv, input, timeout_seconds)
 
-    assert Variant.NFT is detect_variant("auto", denied).variant
-    said = capsys.readouterr().out
-    assert "legacy tables is not known" in said
-    assert "NET_RAW" in said
+    return run
+
+
+def without_lock(host):
+    """The legacy tools as they are with a read-only /run: to save is all they can."""
+
+    def run(argv, input=None, timeout_seconds=60.0):
+        if "legacy" in argv[0] and "--version" not in argv and not argv[0].endswith("-save"):
+            text = b"Fatal: can't open lock file /run/xtables.lock: Read-only file system"
+            return Finished(4, b"", text)
+        return host.run(argv, input, timeout_seconds)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("walls", "chain", "expected"),
+    [
+        pytest.param(
+            *(without_raw_socket, "KUBE-IPTABLES-HINT"),
+            ("legacy tables exist", "Permission denied", "NET_RAW"),
+            id="hint, no raw socket",
+        ),
+        pytest.param(
+            *(without_raw_socket, "THEIRS"),
+            ("legacy tables exist", "Permission denied", "NET_RAW"),
+            id="neither, no raw socket",
+        ),
+        pytest.param(
+            *(without_lock, "KUBE-KUBELET-CANARY"),
+            ("hint chain is in the legacy", "Read-only file system", "takes the node's /run/xtab"),
+            id="hint, no lock",
+        ),
+        pytest.param(
+            *(without_lock, CANARY),
+            ("service proxy are in the legacy", "Read-only file system", "the node's /run/xtab"),
+            id="service proxy, no lock",
+        ),
+    ],
+)
+def test_legacy_tables_that_are_or_may_be_in_use_end_a_start_that_cannot_use_them(
+    host, walls, chain, expected
+):
+    host.fill("iptables-legacy", "mangle", chain)
+    with pytest.raises(Unsupported) as raised:
+        detect_variant("auto", walls(host))
+    said = str(raised.value)
+    assert list(expected) == [part for part in expected if part in said], said
+
+
+@pytest.mark.parametrize("walls", [without_raw_socket, without_lock])
+def test_the_hint_in_nft_is_followed_and_legacy_tables_out_of_reach_are_told(host, walls, capsys):
+    host.fill("iptables-nft", "mangle", "KUBE-IPTABLES-HINT")
+    verdict = detect_variant("auto", walls(host))
+    assert (Variant.NFT, "kubelet's hint chain is in the nft tables") == (
+        verdict.variant,
+        verdict.reason,
+    )
+    assert "legacy tables exist and are not looked after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("walls", [without_raw_socket, without_lock])
+def test_legacy_tools_that_do_not_work_are_nothing_where_there_are_no_legacy_tables(
+    monkeypatch, walls
+):
+    host = Host(monkeypatch, legacy_in_use=False)
+    verdict = detect_variant("auto", walls(host))
+    assert (Variant.NFT, "no rules in other tables, and nft works") == (
+        verdict.variant,
+        verdict.reason,
+    )
+
+
+def test_legacy_tables_without_legacy_tools_are_told_in_the_reason(monkeypatch, capsys):
+    names = ["iptables-legacy", "ip6tables-legacy", "iptables", "ip6tables"]
+    verdict = detect_variant("auto", Host(monkeypatch, missing=names).run)
+    assert Variant.NFT is verdict.variant
+    assert "nft works, and legacy does not" in verdict.reason
+    assert "iptables-legacy: not found" in verdict.reason
+    assert "not looked after" in capsys.readouterr().out
+
+
+def test_the_hint_in_nft_tables_that_do_not_work_ends_the_start(host):
+    host.fill("iptables-nft", "mangle", "KUBE-IPTABLES-HINT")
+
+    def without_nat(argv, input=None, timeout_seconds=60.0):
+        if argv[0].endswith("-nft") and "nat" in argv:
+            return Finished(3, b"", b"can't initialize iptables table `nat': Table does not exist")
+        return host.run(argv, input, timeout_seconds)
+
+    with pytest.raises(Unsupported, match=r"nft does not work: .* Table does not exist"):
+        detect_variant("auto", without_nat)
 
 
 @pytest.mark.parametrize(
@@ -359,3 +458,11 @@ def test_a_table_that_cannot_be_cleaned_is_named(host):
     _, problems = clean_up(host.run)
     assert len(problems) == 1
     assert "iptables-nft-restore, table nat" in problems[0]
+
+
+def test_cleaning_up_without_the_lock_says_what_to_mount(host):
+    host.fill("iptables-legacy", "nat", "KUBE-SERVICES")
+    removed, [problem] = clean_up(without_lock(host))
+    assert {} == removed
+    assert "iptables-legacy-restore, table nat" in problem
+    assert "it takes the node's /run/xtables.lock, mounted writable" in problem
