@@ -61,8 +61,18 @@ def configuration(rules: Sequence[Path] = ()) -> str:
 class Prometheus:
     """Scrapes the daemon on the node of *lab* five times a second, and judges by our rules."""
 
-    def __init__(self, lab: Lab, directory: Path, rules: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        directory: Path,
+        rules: Sequence[Path] = (),
+        *flags: str,
+        port: int = PORT,
+    ) -> None:
+        """*rules* are rule files besides ours; another one in the same lab has another *port*."""
         self._lab = lab
+        self._flags = flags
+        self._port = port
         self._directory = directory
         self._log = directory / "prometheus.log"
         self._config = directory / "prometheus.yml"
@@ -77,8 +87,9 @@ class Prometheus:
                     "prometheus",
                     f"--config.file={self._config}",
                     f"--storage.tsdb.path={self._directory / 'tsdb'}",
-                    f"--web.listen-address=127.0.0.1:{PORT}",
+                    f"--web.listen-address=127.0.0.1:{self._port}",
                     "--log.level=warn",
+                    *self._flags,
                 ],
                 output=log,
                 cwd=self._directory,
@@ -101,7 +112,7 @@ class Prometheus:
 
     def _is_ready(self) -> bool:
         try:
-            return fetch(self._lab, "/-/ready", PORT).status == 200
+            return fetch(self._lab, "/-/ready", self._port).status == 200
         except OSError:
             return False
 
@@ -146,7 +157,7 @@ class Prometheus:
         eventually(lambda: self.scrapes() >= before + 2, "two more scrapes")
 
     def _ask(self, path: str) -> Any:
-        response = fetch(self._lab, path, PORT)
+        response = fetch(self._lab, path, self._port)
         answer = json.loads(response.body)
         if answer["status"] != "success":
             raise QueryFailed(answer["error"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.cluster.process import METRICS_PORT
 from e2e.kernel.running import eventually
 from e2e.lab.fetch import fetch
 from e2e.monitoring.files import OF_IPVS_MODE, Query, alerts, metric_names, queries
+from e2e.monitoring.prometheus import Prometheus
 from e2e.monitoring.scene import Scene
 
 
@@ -113,3 +116,60 @@ def test_the_page_is_as_prometheus_likes_it(scene: Scene) -> None:
         f"kubeproxy_sync_proxy_rules_iptables_total {complaint}",
         f"kubeproxy_sync_proxy_rules_no_local_endpoints_total {complaint}",
     ] == sorted((done.stdout + done.stderr).splitlines())
+
+
+Series = tuple[tuple[str, str | float], ...]
+
+BY_THE_WAY = ("process_", "python_", "pykubeproxy_watch_age_seconds")
+"""What a look at it changes."""
+
+
+def series(name: str, labels: Mapping[str, str]) -> Series:
+    """The name of a series; bounds are numbers, as protobuf has ``1.0`` and text ``1``.
+
+    Prometheus does not keep empty labels.
+    """
+    parts = {**labels, "__name__": name}
+    return tuple(sorted((n, float(v) if n == "le" else v) for n, v in parts.items() if v))
+
+
+def in_text(scene: Scene) -> dict[Series, float]:
+    page = fetch(scene.lab, "/metrics", METRICS_PORT).body
+    return {
+        series(sample.name, sample.labels): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def test_prometheus_reads_the_same_in_protobuf(scene: Scene, tmp_path: Path) -> None:
+    """As it does where native histograms are switched on."""
+    flag = "--enable-feature=native-histograms"
+    with Prometheus(scene.lab, tmp_path, (), flag, port=9096) as prometheus:
+        eventually(lambda: prometheus.value("up") == 1, "a scrape")
+        (up,) = prometheus.query("up")
+
+        def differences() -> list[Series]:
+            """What is missing in either, or is another number though it did not change."""
+            before = in_text(scene)
+            prometheus.scrape_again()
+            scraped = {}
+            for sample in prometheus.query('{job="kube-proxy"}'):
+                labels = dict(sample.labels)
+                name = labels.pop("__name__")
+                if not name.startswith(("scrape_", "up")):
+                    own = {n: v for n, v in labels.items() if up.labels.get(n) != v}
+                    scraped[series(name, own)] = sample.value
+            after = in_text(scene)
+            missing = before.keys() ^ scraped.keys()
+            others = (
+                one
+                for one, value in before.items()
+                if value == after.get(one) != scraped.get(one)
+                and not str(dict(one)["__name__"]).startswith(BY_THE_WAY)
+            )
+            return [*missing, *others]
+
+        eventually(lambda: differences() == [], "the same numbers")
+        # Text has le="1": this was no text.
+        assert prometheus.query('kubeproxy_network_programming_duration_seconds_bucket{le="1.0"}')

@@ -22,6 +22,7 @@ __all__ = [
     "health",
     "plain",
     "readiness",
+    "redirect",
     "rfc3339",
     "service_health",
 ]
@@ -29,6 +30,10 @@ __all__ = [
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 JSON = (("Content-Type", "application/json"), _NOSNIFF)
 TEXT = (("Content-Type", "text/plain; charset=utf-8"), _NOSNIFF)
+_HTML = ("Content-Type", "text/html; charset=utf-8")
+_HTML_ESCAPES = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"}  # as Go writes them
+)
 _NEVER = "0001-01-01T00:00:00Z"  # Go's zero time
 
 
@@ -45,6 +50,15 @@ def plain(text: str, code: int = HTTPStatus.OK) -> Answer:
 
 
 NOT_FOUND = plain("404 page not found\n", HTTPStatus.NOT_FOUND)
+
+
+def redirect(location: str, method: str, code: HTTPStatus) -> Answer:
+    """Send the client to *location*; as in Go, a link for people is in the answer to GET only."""
+    headers = (("Location", location),)
+    if method not in ("GET", "HEAD"):
+        return Answer(code, b"", headers)
+    link = f'<a href="{location.translate(_HTML_ESCAPES)}">{code.phrase}</a>.\n\n'
+    return Answer(code, link.encode("latin-1") if method == "GET" else b"", (_HTML, *headers))
 
 
 def health(status: Status, now: Instant, with_node: bool) -> Answer:

@@ -13,21 +13,28 @@ from math import isinf, isnan
 
 from prometheus_client.core import Metric
 
-__all__ = ["CONTENT_TYPE", "go_float", "text"]
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores"
+__all__ = ["families", "full_name", "go_float", "text"]
 
 _TYPES = {"unknown": "untyped", "info": "gauge", "stateset": "gauge"}
 _SUFFIXES = {"counter": "_total", "info": "_info"}
 _NUMBERS = frozenset({"le", "quantile"})
 
 
+def families(metrics: Iterable[Metric]) -> list[Metric]:
+    """Those of *metrics* that are shown, in the order of their names."""
+    return sorted((metric for metric in metrics if metric.samples), key=full_name)
+
+
+def full_name(metric: Metric) -> str:
+    """Return the name as Go has it; prometheus-client leaves the end of some out."""
+    return metric.name + _SUFFIXES.get(metric.type, "")
+
+
 def text(metrics: Iterable[Metric]) -> bytes:
     """Write *metrics*, by name. Those without samples are left out, as in Go."""
-    families = sorted((metric for metric in metrics if metric.samples), key=_name)
     lines: list[str] = []
-    for metric in families:
-        name = _name(metric)
+    for metric in families(metrics):
+        name = full_name(metric)
         help_text = metric.documentation.replace("\\", "\\\\").replace("\n", "\\n")
         lines.append(f"# HELP {name} {help_text}")
         lines.append(f"# TYPE {name} {_TYPES.get(metric.type, metric.type)}")
@@ -66,10 +73,6 @@ def go_float(value: float) -> str:
         point = "." if len(mantissa) > 1 else ""
         return f"{sign}{mantissa[0]}{point}{mantissa[1:]}e+{len(digits) - 1:02d}"
     return whole if fraction == "0" else shortest
-
-
-def _name(metric: Metric) -> str:
-    return metric.name + _SUFFIXES.get(metric.type, "")
 
 
 def _labels(labels: Mapping[str, str]) -> str:

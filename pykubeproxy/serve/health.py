@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from threading import Event, Thread
 
 import structlog
 from msgspec import Struct
 
 from pykubeproxy.errors import HostError
-from pykubeproxy.serve.answers import NOT_FOUND, Answer, health, readiness
+from pykubeproxy.serve.answers import NOT_FOUND, Answer, health, readiness, redirect
 from pykubeproxy.serve.messages import Request
 from pykubeproxy.serve.pages import Pages
 from pykubeproxy.serve.server import HttpServer, Listening, Responder, everywhere, listen_error
@@ -114,6 +115,10 @@ class HealthServer:
             door.close()
 
     def answer_health(self, request: Request) -> Answer:
+        clean = request.clean_path
+        if clean:
+            location = f"{clean}?{request.query}" if request.query else clean
+            return redirect(location, request.method, HTTPStatus.TEMPORARY_REDIRECT)
         match request.path:
             case "/healthz" | "/livez" as path:
                 answer = health(self._status, self._clock(), with_node=path == "/healthz")

@@ -10,14 +10,15 @@ import re
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from pykubeproxy.serve.answers import Answer
 
 __all__ = [
     "BAD_REQUEST",
+    "CLOSES",
     "MAX_HEAD_BYTES",
     "TOO_LARGE",
     "Body",
@@ -28,6 +29,8 @@ __all__ = [
     "read_head",
     "response",
 ]
+
+CLOSES = ("Connection", "close")
 
 MAX_HEAD_BYTES = 65536
 """Of a request line and its headers together. Go's limit is 1 MiB; nobody here needs that."""
@@ -42,14 +45,18 @@ _HOST = re.compile(r"[!$%&()*+,\-.:;=@\[\]'_~0-9A-Za-z]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
+_ESCAPED_PATH = re.compile(r"[!$%&'()*+,\-./:;=@\[\]_~0-9A-Za-z]+")
+_PLAIN_IN_PATHS = "$&+,/:;=@"  # besides letters, digits and "-._~"
+_CONTINUE = re.compile(r"(^|[ ,\t])100-continue($|[ ,\t])", re.IGNORECASE)
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,8}")
 
 
 class Request(Struct, frozen=True):
     """A request whose head is complete.
 
-    ``path`` is percent-decoded and without query; names in ``headers`` are lower case, of
-    repeated ones the first value counts. ``body`` holds its first 4 KiB at most.
+    ``path`` is percent-decoded and without query, ``sent_path`` as the client wrote it; names in
+    ``headers`` are lower case, of repeated ones the first value counts. ``body`` holds its first
+    4 KiB at most.
     """
 
     method: str
@@ -60,6 +67,7 @@ class Request(Struct, frozen=True):
     keeps_alive: bool = True
     body_bytes: int | None = 0  # None: chunked
     body: bytes = b""
+    sent_path: str = ""
 
     @property
     def parameters(self) -> dict[str, list[str]]:
@@ -69,6 +77,27 @@ class Request(Struct, frozen=True):
     def is_of_the_server(self) -> bool:
         """``OPTIONS *`` asks about the server and no resource; Go answers it by itself."""
         return self.method == "OPTIONS" and self.path == "*"
+
+    @property
+    def expects_too_much(self) -> bool:
+        """``Expect`` asks for something that nobody knows; Go's server refuses by itself."""
+        expected = self.headers.get("expect", "")
+        return expected != "" and not _CONTINUE.search(expected)
+
+    @property
+    def clean_path(self) -> str:
+        """Where Go's ServeMux sends the client first, escaped; empty: the path is clean.
+
+        It cleans the path as it was sent, so ``%2e`` is no dot, and escapes the result again, the
+        escapes in it too. CONNECT is left alone.
+        """
+        if self.method == "CONNECT" or not self.path.startswith("/"):
+            return ""
+        escaped = self.sent_path
+        if not _ESCAPED_PATH.fullmatch(escaped):
+            escaped = _escape(self.path)
+        clean = _cleaned(escaped)
+        return _escape(clean) if clean != escaped else ""
 
 
 class Refusal(Struct, frozen=True):
@@ -125,7 +154,13 @@ def read_head(head: bytes) -> Request | Refusal:
         # Nobody here needs the body so much as to ask for it.
         keeps, body_bytes = False, 0
     path, query = read
-    return Request(method, path, query, headers, http_1_0, keeps, body_bytes)
+    request = Request(
+        method, unquote(path, "latin-1"), query, headers, http_1_0, keeps, body_bytes,
+        sent_path=path,
+    )  # fmt: skip
+    if request.expects_too_much:
+        return structs.replace(request, keeps_alive=False, body_bytes=0)
+    return request
 
 
 class Body:
@@ -194,10 +229,12 @@ def response(answer: Answer, request: Request, date: str, closes: bool = False) 
     lines = [f"HTTP/{version} {code.value} {code.phrase}"]
     # Go sorts what a handler sets and adds its own behind.
     lines += [f"{name}: {value}" for name, value in sorted(answer.headers)]
-    lines += [f"Date: {date}", f"Content-Length: {len(answer.body)}"]
+    lines.append(f"Date: {date}")
+    if answer.body or request.method != "HEAD":
+        lines.append(f"Content-Length: {len(answer.body)}")
     if keeps_alive and request.http_1_0:
         lines.append("Connection: keep-alive")
-    elif not keeps_alive and not request.http_1_0:
+    elif not keeps_alive and not request.http_1_0 and CLOSES not in answer.headers:
         lines.append("Connection: close")
     head = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
     return head if request.method == "HEAD" else head + answer.body
@@ -218,7 +255,7 @@ def _refused(why: str = "", code: HTTPStatus = HTTPStatus.BAD_REQUEST) -> Refusa
 
 
 def _read_target(method: str, target: str) -> tuple[str, str] | None:
-    """Return path and query of ``/path?query``, ``http://host/path?query`` or ``*``."""
+    """Return path and query of ``/path?query``, ``http://host/path?query`` or ``*``, as sent."""
     if not target or _CONTROL.search(target):
         return None
     if method == "CONNECT" and not target.startswith("/"):
@@ -231,7 +268,23 @@ def _read_target(method: str, target: str) -> tuple[str, str] | None:
     path, _, query = target.partition("?")
     if _PERCENT.search(path):
         return None
-    return unquote(path, "latin-1"), query
+    return path, query
+
+
+def _escape(path: str) -> str:
+    """Escape *path*, whose characters are bytes, as Go's ``URL.String`` does."""
+    return quote(path.encode("latin-1"), _PLAIN_IN_PATHS)
+
+
+def _cleaned(path: str) -> str:
+    """Resolve ``.``, ``..`` and repeated slashes; the one at the end stays."""
+    kept: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del kept[-1:]
+        elif part not in ("", "."):
+            kept.append(part)
+    return f"/{'/'.join(kept)}{'/' if kept and path.endswith('/') else ''}"
 
 
 def _read_fields(lines: list[str]) -> list[tuple[str, str]] | Refusal:

@@ -10,6 +10,7 @@ import gzip
 import os
 import platform
 import random
+import re
 import sys
 import threading
 import time
@@ -21,8 +22,8 @@ from http import HTTPStatus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pykubeproxy.serve import exposition
-from pykubeproxy.serve.answers import JSON, NOT_FOUND, Answer, plain
+from pykubeproxy.serve import exposition, negotiation, protobuf
+from pykubeproxy.serve.answers import JSON, NOT_FOUND, Answer, plain, redirect
 from pykubeproxy.serve.messages import Request
 from pykubeproxy.serve.zpages import Flagz, Lot, Statusz
 
@@ -30,7 +31,12 @@ __all__ = ["Pages"]
 
 _LISTED = ("/configz", "/healthz", "/metrics", "/proxyMode")
 _GZIP_LEVEL = 1  # a tenth of the size for a millisecond; the next levels are slower, hardly better
-_MOST_VERBOSE = 2**31 - 1
+_VERBOSITIES = range(-(2**31), 2**31)
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+_GO_ESCAPES = {
+    "\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v",
+    '"': '\\"', "\\": "\\\\",
+}  # fmt: skip
 
 _PROFILES = """\
 This is no Go program; of /debug/pprof it has what has a meaning here:
@@ -78,6 +84,7 @@ class Pages:
         self._draw = draw
         self._started = clock() if started_unix_seconds is None else started_unix_seconds
         self._checks = _Checks()
+        self._slis_were_reset = False
         self._paths: dict[str, Callable[[Request], Answer]] = {
             "/configz": self._answer_configz,
             "/healthz": self._answer_health,
@@ -96,15 +103,14 @@ class Pages:
                 f"Python {platform.python_version()}",
                 version,
                 emulated_version,
-                (*listed, "/statusz"),
+                tuple(listed),  # made before itself was known, as in kube-proxy
             )
             self._paths["/statusz"] = self._answer_statusz
         if profiling:
             self._paths |= {
                 "/debug/flags": _flags_index,
-                "/debug/flags/": _flags_index,
                 "/debug/flags/v": self._answer_verbosity,
-                "/debug/pprof": _profiles_index,
+                "/debug/pprof": _to_profiles,
                 "/debug/pprof/": _profiles_index,
                 "/debug/pprof/goroutine": lambda _: plain_text(_stacks()),
                 "/debug/pprof/cmdline": lambda _: plain_text("\0".join(sys.orig_argv)),
@@ -117,17 +123,20 @@ class Pages:
             return page(request)
         if self._profiling and request.path.startswith("/debug/pprof/"):
             return plain_text(_PROFILES.format(pid=os.getpid()), HTTPStatus.NOT_FOUND)
+        if self._profiling and request.path.startswith("/debug/flags/"):
+            return _flags_index(request)
         return NOT_FOUND
 
     # --- metrics ---
 
     def _scrape(self, request: Request, metrics: Iterable[Metric]) -> Answer:
-        body = exposition.text(metrics)
+        form = negotiation.exposition(request.headers.get("accept", ""))
+        body = protobuf.delimited(metrics) if form.is_protobuf else exposition.text(metrics)
         headers = [
-            ("Content-Type", exposition.CONTENT_TYPE),
+            ("Content-Type", form.content_type),
             ("Process-Start-Time-Unix", str(int(self._started))),
         ]
-        if _takes_gzip(request.headers.get("accept-encoding", "")):
+        if negotiation.takes_gzip(request.headers.get("accept-encoding", "")):
             body = gzip.compress(body, _GZIP_LEVEL, mtime=0)
             headers.append(("Content-Encoding", "gzip"))
         return Answer(HTTPStatus.OK, body, tuple(headers))
@@ -135,8 +144,11 @@ class Pages:
     def _answer_slis(self, request: Request) -> Answer:
         if request.method == "DELETE":
             self._checks = _Checks()
+            self._slis_were_reset = True
             return plain_text("metrics reset\n")
-        return self._scrape(request, (*self._checks.collect(), _start_time(self._started)))
+        # kube-proxy sets the start time once, and a reset takes it away with the others.
+        start = () if self._slis_were_reset else (_start_time(self._started),)
+        return self._scrape(request, (*self._checks.collect(), *start))
 
     # --- health of this server; the proxy's is told at the other port ---
 
@@ -169,14 +181,15 @@ class Pages:
         if request.method != "PUT":
             return _line("unsupported http method", HTTPStatus.NOT_ACCEPTABLE)
         text = request.body.decode("utf-8", "replace")
-        given = text.strip()
-        if not (
-            given.isascii() and given.isdigit() and len(given) <= 10 and int(given) <= _MOST_VERBOSE
-        ):
-            why = "a whole number of 0 or more is wanted"
-            return _line(f"failed to set verbosity to {text!r}: {why}", HTTPStatus.BAD_REQUEST)
-        self.set_verbosity(int(given))
-        return _line(f"successfully set klog.logging.verbosity to {given}")
+        problem = _problem_with_verbosity(text)
+        if problem:
+            return _line(
+                f"failed set klog.logging.verbosity {text}: strconv.ParseInt: parsing "
+                f"{_go_quoted(text)}: {problem}",
+                HTTPStatus.BAD_REQUEST,
+            )
+        self.set_verbosity(int(text))
+        return _line(f"successfully set klog.logging.verbosity to {text}")
 
 
 class _Checks:
@@ -213,15 +226,6 @@ def _start_time(started_unix_seconds: float) -> Metric:
     )
 
 
-def _takes_gzip(accept_encoding: str) -> bool:
-    for clause in accept_encoding.split(","):
-        coding, _, parameters = clause.partition(";")
-        if coding.strip().lower() == "gzip":
-            name, _, quality = parameters.strip().partition("=")
-            return not (name == "q" and quality.strip("0.") == "")
-    return False
-
-
 def plain_text(text: str, code: int = HTTPStatus.OK) -> Answer:
     """Text whose type Go finds out by itself."""
     return Answer(code, text.encode(), (("Content-Type", "text/plain; charset=utf-8"),))
@@ -231,8 +235,39 @@ def _line(text: str, code: int = HTTPStatus.OK) -> Answer:
     return Answer(code, f"{text}\n".encode(), (("Content-Type", "text/plain"),))
 
 
+def _problem_with_verbosity(text: str) -> str:
+    """Say in Go's words why *text* is no 32-bit number; empty: it is one."""
+    if not _WHOLE_NUMBER.fullmatch(text):
+        return "invalid syntax"
+    digits = text.lstrip("+-").lstrip("0")
+    if len(digits) > 10 or int(text) not in _VERBOSITIES:
+        return "value out of range"
+    return ""
+
+
+def _go_quoted(text: str) -> str:
+    """Quote as Go's ``strconv.Quote``."""
+    return f'"{"".join(map(_go_escaped, text))}"'
+
+
+def _go_escaped(character: str) -> str:
+    known = _GO_ESCAPES.get(character)
+    if known is not None:
+        return known
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if code < 0x80:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
 def _flags_index(_request: Request) -> Answer:
     return plain_text("/debug/flags/v: PUT a number, which becomes the verbosity (-v)\n")
+
+
+def _to_profiles(request: Request) -> Answer:
+    return redirect("/debug/pprof/", request.method, HTTPStatus.FOUND)
 
 
 def _profiles_index(_request: Request) -> Answer:

@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 from pykubeproxy.serve.answers import Answer, plain
 from pykubeproxy.serve.messages import (
     BAD_REQUEST,
+    CLOSES,
     MAX_HEAD_BYTES,
     TOO_LARGE,
     Body,
@@ -58,6 +59,7 @@ _SWEEP_SECONDS = 1.0
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SHORTAGE_PAUSE_SECONDS = 0.05
 _SERVER_ANSWER = Answer(HTTPStatus.OK, b"")
+_EXPECTATION_FAILED = Answer(HTTPStatus.EXPECTATION_FAILED, b"", (CLOSES,))
 
 
 class Listening(Struct, eq=False):
@@ -286,6 +288,8 @@ class HttpServer:
 
     @staticmethod
     def _ask(responder: Responder, request: Request, body: bytes) -> Answer:
+        if request.expects_too_much:
+            return _EXPECTATION_FAILED
         if request.is_of_the_server:
             return _SERVER_ANSWER
         if body:

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from pykubeproxy.serve.answers import Answer
 from pykubeproxy.serve.messages import Request
+from pykubeproxy.serve.negotiation import clauses
 
 __all__ = ["Flagz", "Statusz"]
 
@@ -102,19 +103,6 @@ class Statusz(Struct, frozen=True):
 # --- what the client wants ---
 
 
-class _Clause(NamedTuple):
-    """One of the media types in Accept."""
-
-    main: str
-    sub: str
-    parameters: dict[str, str]
-    quality: float
-
-    def admits(self, media_type: str) -> bool:
-        main, _, sub = media_type.partition("/")
-        return self.main in (main, "*") and self.sub in (sub, "*")
-
-
 class _Wish(NamedTuple):
     media_type: str
     version: str = ""
@@ -125,11 +113,7 @@ def _negotiate(request: Request, kind: str) -> _Wish | None:
     accept = request.headers.get("accept", "")
     if not accept.strip():
         return _Wish(_PLAIN)
-    clauses = sorted(
-        filter(None, map(_clause, accept.split(","))),
-        key=lambda clause: (-clause.quality, clause.main == "*", clause.sub == "*"),
-    )
-    for clause in clauses:
+    for clause in clauses(accept):
         target = [clause.parameters.get(name) for name in ("g", "v", "as")]
         if clause.parameters.get("sv") or clause.parameters.get("stream"):
             continue
@@ -144,24 +128,6 @@ def _negotiate(request: Request, kind: str) -> _Wish | None:
             if (group, as_kind) == (_GROUP, kind) and version in _VERSIONS:
                 return _Wish(media_type, version)
     return None
-
-
-def _clause(text: str) -> _Clause | None:
-    media_type, *parts = (part.strip() for part in text.split(";"))
-    main, slash, sub = media_type.partition("/")
-    if media_type == "*":
-        main, slash, sub = "*", "/", "*"
-    if not slash:
-        return None
-    parameters = {}
-    for part in parts:
-        name, _, value = part.partition("=")
-        parameters[name.strip()] = value.strip().strip('"')
-    try:
-        quality = float(parameters.pop("q", "1"))
-    except ValueError:
-        quality = 1.0
-    return _Clause(main.strip(), sub.strip(), parameters, quality)
 
 
 # --- answers ---

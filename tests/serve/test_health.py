@@ -75,6 +75,68 @@ def test_readiness_is_told_and_not_counted(server, counted):
     assert [] == counted
 
 
+REDIRECT = "307 Temporary Redirect"
+HTML = "Content-Type: text/html; charset=utf-8"
+
+
+def raw(port, method, target):
+    """The status, the headers without Date, and the body that the server sent."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        fields = "Host: n\r\nConnection: close"
+        client.sendall(f"{method} {target} HTTP/1.1\r\n{fields}\r\n\r\n".encode())
+        head, _, body = client.makefile("rb").read().decode().partition("\r\n\r\n")
+    status, *fields = head.split("\r\n")
+    fields = [field for field in fields if not field.startswith("Date: ")]
+    assert "Connection: close" == fields.pop()
+    return status.removeprefix("HTTP/1.1 "), fields, body
+
+
+@pytest.mark.parametrize(
+    ("target", "location", "link"),
+    [
+        ("//healthz", "/healthz", "/healthz"),
+        ("/a/../healthz?verbose", "/healthz?verbose", "/healthz?verbose"),
+        ("/./livez/?a=1&b='", "/livez/?a=1&b='", "/livez/?a=1&amp;b=&#39;"),
+        ("/livez/..", "/", "/"),
+        ("/../..//readyz/.", "/readyz", "/readyz"),
+        ("/livez//", "/livez/", "/livez/"),
+        ("http://n//healthz", "/healthz", "/healthz"),
+        pytest.param("//%68ealthz", "/%2568ealthz", "/%2568ealthz", id="escaped twice, as in Go"),
+        pytest.param('//a"b', "/a%2522b", "/a%2522b", id="escaped for being wrong"),
+    ],
+)
+def test_an_unclean_path_is_redirected_as_by_go(server, counted, target, location, link):
+    body = f'<a href="{link}">Temporary Redirect</a>.\n\n'
+    where = f"Location: {location}"
+    port = server.ports[0]
+    length = f"Content-Length: {len(body)}"
+    assert (REDIRECT, [HTML, where, length], body) == raw(port, "GET", target)
+    assert (REDIRECT, [HTML, where], "") == raw(port, "HEAD", target)
+    assert (REDIRECT, [where, "Content-Length: 0"], "") == raw(port, "POST", target)
+    assert [] == counted
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "expected"),
+    [
+        ("GET", "/%68ealthz", "200 OK"),
+        ("GET", "/%2e/healthz", "404 Not Found"),
+        ("GET", "/healthz%2f..", "404 Not Found"),
+        ("GET", '/a"b', "404 Not Found"),
+        ("GET", "*", "404 Not Found"),
+        ("CONNECT", "/healthz", "200 OK"),
+        ("CONNECT", "//healthz", "404 Not Found"),
+        ("CONNECT", "n:443", "404 Not Found"),
+    ],
+)
+def test_what_is_no_unclean_path(server, method, target, expected):
+    assert expected == raw(server.ports[0], method, target)[0]
+
+
+def test_paths_of_the_metrics_address_are_taken_as_they_are(server):
+    assert "404 Not Found" == raw(server.ports[1], "GET", "//healthz")[0]
+
+
 @pytest.mark.parametrize("path", ["/other", "/", "/healthz/", "/livez/x", "/metrics"])
 def test_other_paths_are_not_found(server, counted, path):
     status, headers, body = ask(server.ports[0], path)

@@ -74,10 +74,28 @@ def test_lines_may_end_without_carriage_return():
         ("GET / HTTP/1.0", ["Connection: Keep-Alive"], True),
         ("POST / HTTP/1.1", ["Content-Length: 10", "Expect: 100-continue"], False),
         ("POST / HTTP/1.1", ["Content-Length: 262145"], False),
+        ("GET / HTTP/1.1", ["Expect: 100-Continue"], True),
+        ("GET / HTTP/1.1", ["Expect: foo"], False),
+        ("GET / HTTP/1.1", ["Expect:"], True),
     ],
 )
 def test_who_ends_the_connection(line, fields, expected):
     assert expected is read_head(head(line, *fields)).keeps_alive
+
+
+@pytest.mark.parametrize(
+    ("expectation", "expected"),
+    [
+        ("foo", True),
+        ("100-continued", True),
+        ("x100-continue", True),
+        ("100-Continue", False),
+        ("a, 100-continue", False),
+        ("", False),
+    ],
+)
+def test_nobody_knows_but_one_expectation(expectation, expected):
+    assert expected is read_head(head("GET / HTTP/1.1", f"Expect: {expectation}")).expects_too_much
 
 
 @pytest.mark.parametrize(
@@ -200,6 +218,11 @@ def test_an_answer_is_written_as_go_writes_it(request_, closes, expected):
         b"Content-Type: a/b\r\nX-Content-Type-Options: nosniff\r\n"
         b"Date: Fri, 02 Jan 2026 03:04:05 GMT\r\nContent-Length: 4\r\n" + connection + b"\r\n"
     ) + body == response(ANSWER, request_, DATE, closes)
+
+
+def test_an_empty_answer_to_head_has_no_length():
+    empty = response(Answer(200, b""), Request("HEAD", "/"), DATE)
+    assert b"HTTP/1.1 200 OK\r\nDate: Fri, 02 Jan 2026 03:04:05 GMT\r\n\r\n" == empty
 
 
 WORDS = [

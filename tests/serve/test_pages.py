@@ -63,17 +63,23 @@ def test_metrics_are_prometheus_text_as_kube_proxy_writes_it(pages):
     assert not any("_created" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    "accept",
-    [
-        "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
-        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2",
-        "text/html",
-    ],
-)
-def test_whatever_a_scraper_asks_for_it_gets_text(pages, accept):
-    answer = ask(pages, "/metrics", accept=accept)
-    assert (200, "text/plain; version=0.0.4") == (answer.code, answer.headers[0][1][:25])
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/slis"])
+def test_metrics_are_protobuf_for_who_asks_for_it(pages, path):
+    media_type = "application/vnd.google.protobuf"
+    message = "io.prometheus.client.MetricFamily"
+    accept = f"{media_type};proto={message};encoding=delimited"
+    answer = ask(pages, path, accept=accept, accept_encoding="gzip")
+    expected = f"{media_type}; proto={message}; encoding=delimited; escaping=underscores"
+    assert (200, expected) == (answer.code, dict(answer.headers)["Content-Type"])
+    page = gzip.decompress(answer.body)
+    first = {"/metrics": b"kubeproxy_things_total", "/metrics/slis": b"process_start_time_seconds"}
+    assert first[path] == page[3 : 3 + page[2]]
+
+
+def test_the_escaping_asked_for_is_told(pages):
+    answer = ask(pages, "/metrics", accept="text/plain;version=0.0.4;escaping=allow-utf-8")
+    expected = "text/plain; version=0.0.4; charset=utf-8; escaping=allow-utf-8"
+    assert expected == dict(answer.headers)["Content-Type"]
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
@@ -86,7 +92,8 @@ def test_metrics_are_told_whatever_the_method_and_never_reset(pages, method):
     [
         ("gzip", True),
         ("deflate, gzip;q=0.5", True),
-        ("br, GZIP", True),
+        ("br, GZIP", False),
+        ("gzip, identity", False),
         ("", False),
         ("identity", False),
         ("gzip;q=0", False),
@@ -124,8 +131,12 @@ def test_health_checks_of_this_server_are_counted_until_they_are_deleted(pages):
     } == slis(pages)
     answer = ask(pages, "/metrics/slis", "DELETE")
     assert (200, b"metrics reset\n") == (answer.code, answer.body)
-    assert {("process_start_time_seconds",): STARTED} == slis(pages)
-    assert b"# TYPE kubernetes_healthcheck " not in ask(pages, "/metrics/slis").body
+    assert b"" == ask(pages, "/metrics/slis").body
+    ask(pages, "/healthz")
+    assert {
+        ("kubernetes_healthcheck", *told): 1,
+        ("kubernetes_healthchecks_total", told[0], status, told[1]): 1,
+    } == slis(pages)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +176,8 @@ def test_simple_pages(pages, path, body, headers, method):
 @pytest.mark.parametrize(
     "path",
     ["/", "/other", "/healthz/", "/healthz/other", "/metrics/", "/proxymode", "/livez", "/readyz",
-     "/debug", "/debug/pprof/", "/debug/pprof/goroutine", "/debug/flags/v", ""],
+     "/debug", "/debug/pprof", "/debug/pprof/", "/debug/pprof/goroutine", "/debug/flags",
+     "/debug/flags/v", "/debug/flags/foo", ""],
 )  # fmt: skip
 def test_other_paths_are_not_found(pages, path):
     answer = ask(pages, path)
@@ -179,9 +191,7 @@ def test_flags_and_status(pages):
     status = json.loads(ask(pages, "/statusz", accept=accept).body)
     assert ("0.1.0", "1.36") == (status["binaryVersion"], status["emulationVersion"])
     assert status["goVersion"].startswith("Python 3.")
-    assert [
-        "/configz", "/flagz", "/healthz", "/metrics", "/proxyMode", "/statusz",
-    ] == status["paths"]  # fmt: skip
+    assert ["/configz", "/flagz", "/healthz", "/metrics", "/proxyMode"] == status["paths"]
 
 
 @pytest.mark.parametrize(("gate", "path"), [("has_flagz", "/flagz"), ("has_statusz", "/statusz")])
@@ -211,19 +221,39 @@ def profiled(make, verbosities):
     return make(profiling=True, set_verbosity=verbosities.append)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("4", 4), (" 0\n", 0), ("10", 10)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4", 4), ("0", 0), ("+10", 10), ("-1", -1), ("0" * 20 + "7", 7), ("2147483647", 2**31 - 1)],
+)
 def test_verbosity_can_be_put(profiled, verbosities, text, expected):
     answer = ask(profiled, "/debug/flags/v", "PUT", body=text.encode())
-    said = f"successfully set klog.logging.verbosity to {expected}\n"
+    said = f"successfully set klog.logging.verbosity to {text}\n"
     assert (200, said.encode()) == (answer.code, answer.body)
     assert [expected] == verbosities
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "9999999999", "10000000000", "1" * 5000])
-def test_what_is_no_verbosity_is_refused(profiled, verbosities, text):
+@pytest.mark.parametrize(
+    ("text", "quoted", "why"),
+    [
+        ("abc", '"abc"', "invalid syntax"),
+        ("", '""', "invalid syntax"),
+        (" 4\n", r'" 4\n"', "invalid syntax"),
+        ("1.5", '"1.5"', "invalid syntax"),
+        ("1_0", '"1_0"', "invalid syntax"),
+        ("\u0664", '"\u0664"', "invalid syntax"),
+        ('"\\\x01\u200b\U000e0001', r'"\"\\\x01\u200b\U000e0001"', "invalid syntax"),
+        ("2147483648", '"2147483648"', "value out of range"),
+        ("-2147483649", '"-2147483649"', "value out of range"),
+        ("1" * 5000, f'"{"1" * 5000}"', "value out of range"),
+    ],
+    ids=range(10),
+)
+def test_what_is_no_verbosity_is_refused_in_the_words_of_go(
+    profiled, verbosities, text, quoted, why
+):
     answer = ask(profiled, "/debug/flags/v", "PUT", body=text.encode())
-    assert 400 == answer.code
-    assert repr(text).encode() in answer.body
+    said = f"failed set klog.logging.verbosity {text}: strconv.ParseInt: parsing {quoted}: {why}\n"
+    assert (400, said) == (answer.code, answer.body.decode())
     assert [] == verbosities
 
 
@@ -247,6 +277,18 @@ def test_the_stack_of_each_thread_can_be_read(profiled):
     thread.join()
     assert "thread waits-there (" in page
     assert "in wait_here" in page
+
+
+def test_profiles_are_in_a_folder(profiled):
+    answer = ask(profiled, "/debug/pprof", query="debug=1")
+    assert (302, b'<a href="/debug/pprof/">Found</a>.\n\n') == (answer.code, answer.body)
+    assert "/debug/pprof/" == dict(answer.headers)["Location"]
+
+
+@pytest.mark.parametrize("path", ["/debug/flags/", "/debug/flags/foo", "/debug/flags/v/x"])
+def test_flags_that_there_are_not_are_answered_with_those_there_are(profiled, path):
+    index = ask(profiled, "/debug/flags")
+    assert (200, index.body) == (ask(profiled, path).code, ask(profiled, path).body)
 
 
 @pytest.mark.parametrize("path", ["/debug/flags", "/debug/pprof/", "/debug/pprof/cmdline"])

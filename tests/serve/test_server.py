@@ -83,6 +83,16 @@ def test_an_answer_to_the_byte(port):
         ) == shape(everything(client))
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_what_nobody_can_fulfil_ends_the_connection(port, version):
+    with connect(port) as client:
+        client.sendall(get("/a", version, "Expect: foo") + get("/b"))
+        assert (
+            f"HTTP/{version} 417 Expectation Failed\r\nConnection: close\r\nDate: -\r\n"
+            "Content-Length: 0\r\n\r\n"
+        ).encode() == shape(everything(client))
+
+
 def test_several_requests_on_one_connection(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.connect()
