@@ -153,6 +153,7 @@ class SyncLoop:
         self._pacer = Pacer(config.min_sync_period_seconds, config.sync_period_seconds)
         self._contexts: dict[Family, NodeContext] = {}
         self._contexts_stale = True
+        self._node_moment: float | None = None  # when the Node came that contexts do not have yet
         self._ready = False
         self._verify_at = self._clock() + VERIFY_SECONDS
         self._failing: dict[Family, str] = {}
@@ -227,6 +228,7 @@ class SyncLoop:
     # --- receiving ---
 
     def _receive(self, events: Sequence[tuple[float, Event]]) -> None:
+        node_changed = False
         for moment, event in events:
             before = self._store.changes
             match event:
@@ -238,23 +240,31 @@ class SyncLoop:
                         log.warning("the Node object is gone, what it told stays", node=key.name)
                 case Replaced(kind, objects, unreadable):
                     self._store.replace(kind, objects, unreadable)
-            if self._store.changes != before:
-                for family in self._concerned(event):
-                    self._backlogs[family].arrived(moment)
+            if self._store.changes == before:
+                continue
+            if event.kind is Kind.NODE:
+                node_changed = True
+                if self._node_moment is None:
+                    self._node_moment = moment
+            for family in self._concerned(event):
+                self._backlogs[family].arrived(moment)
         if events:
             arrivals = self._store.take_arrivals()
             self._listener.received(arrivals, self._serves, self._store.changed_services)
             if not self._ready:
                 self._listener.lacking(sorted(self._kinds - self._store.complete))
-        if self._store.has_touched:
-            if self._store.node_touched:
-                self._contexts_stale = True
-                self._listener.node_changed(self._store.node)
-            if self._ready:
-                self._request()
+        if node_changed:
+            # Taints and the like concern health only: a pass is asked for once it is known that
+            # anything is to be decided otherwise.
+            self._contexts_stale = True
+            self._listener.node_changed(self._store.node)
+        if self._store.has_touched and self._ready:
+            self._request()
 
     def _concerned(self, event: Event) -> tuple[Family, ...]:
-        """The families in which an event may change anything."""
+        """The families in which an event changes what is to be written, as far as it tells."""
+        if event.kind is Kind.NODE:
+            return ()
         if isinstance(event, Put) and isinstance(event.object, EndpointSlice):
             return tuple(f for f in self._serves if f == event.object.address_type)
         return self._serves
@@ -336,7 +346,10 @@ class SyncLoop:
             log.info("clusterCIDR and podCIDRs fit now")
 
     def _refresh_contexts(self) -> None:
+        """Put together anew what this node is; if it is something else, a pass is asked for."""
         self._contexts_stale = False
+        node_moment, self._node_moment = self._node_moment, None
+        news = False
         self._compare_with_node()
         self._notice_lost_pod_cidrs()
         for proxy in self._families:
@@ -348,6 +361,7 @@ class SyncLoop:
                     log.error("addresses of this node not read, will be", reason=str(error))
                     self._contexts_stale = True
                     if proxy.family in self._contexts:
+                        self._node_moment = node_moment
                         continue
             context = describe_node(
                 self._config,
@@ -360,12 +374,16 @@ class SyncLoop:
             before = self._contexts.get(proxy.family)
             if before is not None and self._lost_pod_cidrs:
                 context = structs.replace(context, pod_traffic=before.pod_traffic)
-            if context != before:
-                self._contexts[proxy.family] = context
-                if before is not None:
-                    news = _news(before, context)
-                    log.info("this node changed", family=proxy.family.value, **news)
-                    self._pacer.request(self._clock())
+            if context == before:
+                continue
+            self._contexts[proxy.family] = context
+            if node_moment is not None:
+                self._backlogs[proxy.family].arrived(node_moment)
+            if before is not None:
+                log.info("this node changed", family=proxy.family.value, **_news(before, context))
+                news = True
+        if news:
+            self._request()
 
     def _notice_lost_pod_cidrs(self) -> None:
         """A Node that was registered anew has none until they are given to it again."""

@@ -8,6 +8,7 @@ from threading import Event
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from pykubeproxy.config import Config, DetectLocalMode
 from pykubeproxy.errors import ConfigError, HostError, NodeTimeout
@@ -388,6 +389,49 @@ def test_addresses_that_cannot_be_read_leave_the_last_ones():
     rig.loop.addresses_changed()
     rig.step(5)
     assert len(rig.heard.reports) == 1
+
+
+TAINTS = ["ToBeDeletedByClusterAutoscaler"]
+
+
+def leaving():
+    metadata = structs.replace(THIS_NODE.metadata, deletion_timestamp="2026-01-02T03:04:05Z")
+    return structs.replace(THIS_NODE, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("changed", "passes"),
+    [
+        pytest.param(node(taints=TAINTS), 0, id="a taint"),
+        pytest.param(leaving(), 0, id="a deletion begins"),
+        pytest.param(node(pod_cidrs=["10.99.0.0/24"]), 0, id="podCIDRs that do not matter"),
+        pytest.param(node(zone="zone-b", taints=TAINTS), 1, id="a taint and another zone"),
+        pytest.param(node(addresses=["192.0.2.77"]), 1, id="another address"),
+    ],
+)
+def test_only_what_is_decided_by_makes_a_pass(started, changed, passes):
+    started.step(100)
+    before, requests = len(started.heard.reports), started.heard.requests
+    started.clock.now += 100
+    started.mailbox.put(Put(Kind.NODE, changed))
+    started.step()
+    assert [THIS_NODE, changed] == started.heard.nodes  # health hears of it at once
+    assert requests + passes == started.heard.requests
+    started.step(3)
+    assert passes == len(started.heard.reports) - before
+    assert {Family.IPV4: None} == started.loop.oldest_changes()
+    assert [THIS_NODE, changed] == started.heard.nodes
+
+
+def test_a_new_zone_waits_from_its_arrival_until_it_is_written(started):
+    started.clock.now += 100
+    started.kernel.unknowns.append("before")
+    started.mailbox.put(Put(Kind.NODE, node(zone="zone-b")))
+    started.step(1)
+    started.step(1)
+    started.step(1)
+    assert started.heard.reports[-1].succeeded
+    assert 1.0 < max(started.heard.reports[-1].waited)
 
 
 def test_a_new_zone_makes_every_service_dirty(started):

@@ -369,6 +369,31 @@ def test_health_check_ports_wait_for_a_pass_that_succeeds(rig):
     assert ({web.key: (31000, 1)},) == rig.ports.updates
 
 
+def test_health_check_ports_of_a_refused_service_wait_until_it_is_written(rig):
+    web = service("web", type="LoadBalancer", external_policy="Local", health_check_node_port=31000)
+    rig.run(service("other", cluster_ip="10.96.0.9"))
+    rig.kernel.refused = {web.key}
+    rig.run(web, slice_("web", endpoint("10.0.0.1", node="node")))
+    assert 0 == rig.value("pykubeproxy_service_health_ports", ip_family="IPv4")
+    rig.reactions.node_described({V4: NodeContext("node", V4, nodeport_addresses=("192.0.2.9",))})
+    rig.run(service("other", cluster_ip="10.96.0.9", ports=[81]))
+    assert {} == rig.ports.wanted
+    rig.kernel.refused.clear()
+    rig.run(slice_("web", endpoint("10.0.0.2", node="node")))
+    assert [{web.key: (31000, 1)}] == [update for update in rig.ports.updates if update]
+
+
+def test_a_kernel_that_refuses_everything_fails_the_pass_of_a_single_service(rig):
+    rig.run()
+    rig.reactions.requested([V4])
+    rig.kernel.refuses_all = "Permission denied"
+    rig.run(service("a"))
+    assert rig.health.status.families[V4].queued is not None
+    assert 1 == rig.value("pykubeproxy_sync_failures_total", ip_family="IPv4")
+    assert 0 == rig.value("pykubeproxy_services_quarantined", ip_family="IPv4")
+    assert [] == rig.happened
+
+
 def test_new_responders_hear_of_all_ports(rig):
     web = service("web", type="LoadBalancer", external_policy="Local", health_check_node_port=31000)
     rig.run(web)
@@ -411,6 +436,23 @@ def test_stale_flows_are_looked_for_after_udp_endpoints_changed(rig):
     family, table, scope = rig.submitted[0]
     assert (V4, frozenset({("10.96.0.10", 53)})) == (family, scope.addresses)
     assert {("10.96.0.10", 53): frozenset({"10.0.0.2:53"})} == dict(table.by_address)
+
+
+def test_a_search_with_nothing_to_look_for_is_counted(rig):
+    """As in kube-proxy; the kernel is not asked."""
+    cleaner = FlowCleaner(rig.metrics, lambda: 0.0)
+    rig.cleaner.submit = cleaner.submit
+    rig.run(service("other", cluster_ip="10.96.0.9"))
+    rig.run(*dns("10.0.0.1"), *dns())
+    rig.store.put(dns("10.0.0.1")[1])
+    rig.reconciler.run(rig.store.take(), rig.store, NodeContext("node", V4))
+    rig.reconciler.flows.take_scope()
+    rig.run(dns()[1])
+    cleaner.start()
+    cleaner.stop()
+    stem = "kubeproxy_conntrack_reconciler"
+    assert 1 == rig.value(f"{stem}_sync_duration_seconds_count", ip_family="IPv4")
+    assert 0 == rig.value(f"{stem}_deleted_entries_total", ip_family="IPv4")
 
 
 def test_what_is_asked_for_meanwhile_is_done_in_one_go(rig, monkeypatch):

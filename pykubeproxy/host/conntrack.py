@@ -78,8 +78,11 @@ def remove_stale(
 
     *untranslated*: spare those to which netfilter itself gave their destination; what went by IPVS
     does not have that mark. Opens its own sockets, so any thread may call it. Never raises for
-    what the kernel does: a failure is logged, and `Removed.complete` is ``False``.
+    what the kernel does: a failure is logged, and `Removed.complete` is ``False``. Where *scope*
+    is empty the kernel is not asked at all.
     """
+    if scope == Scope():
+        return Removed(0, 0, complete=True)
     try:
         with Netlink(NETFILTER) as netlink:
             return _Run(netlink, family, table, untranslated).remove(scope)

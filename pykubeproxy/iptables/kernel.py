@@ -24,7 +24,7 @@ from pykubeproxy.host.exec import (
 from pykubeproxy.iptables.index import Edit, Indexes, Sizes
 from pykubeproxy.iptables.ledger import Ledger
 from pykubeproxy.iptables.listing import Listing
-from pykubeproxy.iptables.names import CANARY
+from pykubeproxy.iptables.names import CANARY, PROBE
 from pykubeproxy.iptables.objects import Chain, Key, Rules
 from pykubeproxy.iptables.observation import XtablesObservation, verdict
 from pykubeproxy.iptables.render import Script, batch_size, leaf_chains, plan, scripts
@@ -39,7 +39,15 @@ from pykubeproxy.iptables.tools import (
 )
 from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.sync.outcome import Applied, Change, Outcome, Rejected, Transaction, Unknown
+from pykubeproxy.sync.outcome import (
+    BASE,
+    Applied,
+    Change,
+    Outcome,
+    Rejected,
+    Transaction,
+    Unknown,
+)
 
 __all__ = ["Runner", "XtablesDataplane", "describe", "read_tables"]
 
@@ -56,6 +64,9 @@ AHEAD_SECONDS = 10.0
 """How long what was read ahead counts where the kernel does not tell whether it changed."""
 BUSY_TRIES = 5
 BUSY_PAUSE_SECONDS = 0.01
+# Not the canary, which would be made anew where it is missing: that is how a flush is noticed.
+HARMLESS = Transaction[Key, Rules]("filter", (Change(BASE, {}, {Chain("filter", PROBE): ()}, {}),))
+"""Makes a chain and removes it, in one commit of a table that both modes have."""
 
 
 Runner = Callable[[Sequence[str], Input | None, float], Result]
@@ -212,6 +223,14 @@ class XtablesDataplane:
                     self._remove_filled(transaction.scope, edits)
             outcomes.append(outcome)
         return outcome
+
+    def accepts(self) -> str | None:
+        match self._restore(Script(HARMLESS)):
+            case Rejected(detail):
+                return f"{self._tools.restore()[0]}: {detail}"
+            case Unknown(detail) if not self._stop.is_set():
+                return detail
+        return None
 
     def _spared(self, transaction: Transaction[Key, Rules]) -> Transaction[Key, Rules]:
         """Without leftovers that are back in use: chains of trees are nobody's for the tracker."""

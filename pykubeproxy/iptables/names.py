@@ -22,6 +22,7 @@ __all__ = [
     "NODEPORTS",
     "NODE_PORT",
     "POSTROUTING",
+    "PROBE",
     "PROXY_FIREWALL",
     "SERVICES",
     "SERVICE_CHAIN_PREFIXES",
@@ -44,6 +45,8 @@ FIREWALL = "KUBE-FIREWALL"
 """Shared with kubelet; never removed."""
 CANARY = "KUBE-PROXY-CANARY"
 CANARY_TABLES = ("mangle", "nat", "filter")
+PROBE = "KUBE-PROXY-PROBE"
+"""Made and removed in one commit, so that nobody ever sees it."""
 
 NODE_PORT = "KUBE-NODE-PORT"
 LOAD_BALANCER = "KUBE-LOAD-BALANCER"

@@ -171,6 +171,10 @@ class IpvsDataplane:
         write = writers.get(transaction.scope)
         return self._apply_rules(transaction) if write is None else write(transaction)
 
+    def accepts(self) -> str | None:
+        """Ask of the rules alone: netlink refuses message by message."""
+        return self._rules.accepts()
+
     def _apply_rules(self, transaction: Transaction[Any, Any]) -> Outcome:
         outcome = self._rules.apply(transaction)
         if isinstance(outcome, Applied):

@@ -274,7 +274,9 @@ class Metrics:
         self._quarantined.set(len(known), family.value)
 
     def lock_waited(self, family: Family, seconds: float) -> None:
+        """A run of iptables-restore gave up waiting for the xtables lock; it is run again."""
         self._lock_wait.add(family.value, by=seconds)
+        self._restore_failures.add(family.value)
 
     def repaired(self, family: Family, rules: int = 1) -> None:
         self._repairs.add(family.value, by=rules)

@@ -44,7 +44,10 @@ class FlowTable(Struct, frozen=True):
 
 
 class Scope(Struct, frozen=True):
-    """What a run has to look at. With ``everything`` the other two are not to be read."""
+    """What a run has to look at. With ``everything`` the other two are not to be read.
+
+    With nothing in it there is nothing to look at: a run all the same, which is counted.
+    """
 
     everything: bool = False
     addresses: frozenset[Address] = frozenset()
@@ -163,6 +166,7 @@ class FlowIndex:
     def take_scope(self) -> Scope | None:
         """Return what a run must look at now, or ``None`` when no run is due; forget it.
 
+        Nothing, if nobody serves any more what changed: kube-proxy counts that as a run.
         Call after a successful sync only: until then changes keep adding up. Give the scope back
         with `give_back` when the run failed.
         """
@@ -172,11 +176,9 @@ class FlowIndex:
         touched, self._touched = self._touched, set()
         if self._everything:
             self._everything = False
-            return Scope(everything=True) if self._claims else None
+            return Scope(everything=bool(self._claims))
         # What nobody serves now is left alone, so it need not be looked for.
         served = [destination for destination in touched if self._serving(destination)]
-        if not served:
-            return None
         return Scope(
             addresses=frozenset(item for item in served if isinstance(item, tuple)),
             node_ports=frozenset(item for item in served if isinstance(item, int)),

@@ -216,5 +216,11 @@ class Dataplane(Protocol[K, V]):
     def apply(self, transaction: Transaction[K, V]) -> Outcome:
         """Commit one transaction; never raises for a refusal."""
 
+    def accepts(self) -> str | None:
+        """Write something that changes nothing; return why it was not taken, else ``None``.
+
+        Asked when all that a pass tried of Services was refused: is it they, or everything?
+        """
+
     def tend(self, now: float) -> float | None:
         """Do what is due without any change; return when there is more, on the clock of *now*."""

@@ -174,6 +174,7 @@ class Reconciler(Generic[K, V]):
         self._derived: dict[ServiceKey, _Summary] = {}
         self._totals = _Summary()
         self._health_checks: dict[ServiceKey, HealthCheck] = {}
+        self._waiting_checks: set[ServiceKey] = set()  # decided otherwise than they are served
         self._changed_checks: set[ServiceKey] = set()
         self._quarantine: dict[ServiceKey, Quarantine] = {}
         self._moved: set[ServiceKey] = set()  # into quarantine or out of it
@@ -186,7 +187,11 @@ class Reconciler(Generic[K, V]):
 
     @property
     def health_checks(self) -> Mapping[ServiceKey, HealthCheck]:
-        """What is to be served for every Service that has a health check node port."""
+        """What is to be served for every Service that has a health check node port.
+
+        It follows the kernel: moved by passes that succeed only, and for a Service in quarantine
+        not before that is over.
+        """
         return self._health_checks
 
     def take_health_checks(self) -> dict[ServiceKey, HealthCheck | None]:
@@ -286,11 +291,15 @@ class Reconciler(Generic[K, V]):
         for transaction in plan:
             if not self._land(transaction, report):
                 break
+        if report.succeeded and report.quarantined and not report.landed:
+            self._doubt_dataplane(report)
         report.write_seconds = self._clock() - planned
         for owner in [q for q in self._quarantine if not self._tracker.owes(q)]:
             del self._quarantine[owner]
             self._moved.add(owner)
             report.recovered.append(owner)
+        if report.succeeded:
+            self._settle_checks()
         return report
 
     def _decide(self, touched: Touched, store: Store, node: NodeContext, report: Report) -> None:
@@ -432,14 +441,30 @@ class Reconciler(Generic[K, V]):
         """
         if report.landed or len(report.quarantined) < REFUSED_IN_A_ROW:
             return False
+        told = f"{REFUSED_IN_A_ROW} Services tried and each refused, the last: {detail}"
+        self._blame_nobody(told, report)
+        return True
+
+    def _doubt_dataplane(self, report: Report) -> None:
+        """Do the same for a few, of whom it cannot be told by their number.
+
+        One run more than a single bad Service costs anyway.
+        """
+        reason = self._dataplane.accepts()
+        if reason is not None:
+            self._blame_nobody(
+                f"everything is refused, also what would change nothing: {reason}", report
+            )
+
+    def _blame_nobody(self, detail: str, report: Report) -> None:
+        """Let those go whom this pass put in quarantine: it failed, and they are not why."""
         for entry in report.quarantined:
             self._quarantine.pop(entry.owner, None)
             self._moved.add(entry.owner)
             self._tracker.release(entry.owner)
         report.quarantined.clear()
         report.succeeded = False
-        report.detail = f"{REFUSED_IN_A_ROW} Services tried and each refused, the last: {detail}"
-        return True
+        report.detail = detail
 
     def _release_due(self, now: float) -> None:
         for owner, entry in self._quarantine.items():
@@ -474,11 +499,21 @@ class Reconciler(Generic[K, V]):
             self._derived[key] = new
         self._totals = self._totals.moved(old, new)
         if old.health_check != new.health_check:
+            self._waiting_checks.add(key)
+
+    def _settle_checks(self) -> None:
+        """Have served what is in the kernel now; cost follows what changed or is held back."""
+        for key in [k for k in self._waiting_checks if k not in self._quarantine]:
+            self._waiting_checks.remove(key)
+            summary = self._derived.get(key)
+            check = summary.health_check if summary else None
+            if check == self._health_checks.get(key):
+                continue
             self._changed_checks.add(key)
-            if new.health_check is None:
+            if check is None:
                 del self._health_checks[key]
             else:
-                self._health_checks[key] = new.health_check
+                self._health_checks[key] = check
 
 
 class _Summary(Struct, frozen=True):

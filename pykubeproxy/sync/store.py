@@ -100,11 +100,8 @@ class Store:
 
     @property
     def has_touched(self) -> bool:
-        return bool(self._touched) or self._node_touched or self._cidrs_touched
-
-    @property
-    def node_touched(self) -> bool:
-        return self._node_touched
+        """Whether anything but the Node changed since the last `take`."""
+        return bool(self._touched) or self._cidrs_touched
 
     @property
     def changed_services(self) -> int:

@@ -30,8 +30,9 @@ from pathlib import Path
 import structlog
 from inotify_simple import Event as Notice
 from inotify_simple import INotify, flags
+from msgspec import structs
 
-from pykubeproxy.model.objects import Kind, ObjectKey, WireObject
+from pykubeproxy.model.objects import EndpointSlice, Kind, ObjectKey, WireObject
 from pykubeproxy.watch.manifest_files import FileContent, Loaded, Problem, is_wanted, parse
 from pykubeproxy.watch.source import Gone, Put, Replaced, Sink
 
@@ -115,7 +116,7 @@ class Catalog:
         return [
             Replaced(
                 kind,
-                tuple(obj for (one, _), obj in self._current.items() if one is kind),
+                tuple(_given(obj) for (one, _), obj in self._current.items() if one is kind),
                 frozenset(key for one, key in unreadable if one is kind),
             )
             for kind in sorted(kinds)
@@ -127,7 +128,9 @@ class Catalog:
         self._current = after
         gone = [Gone(kind, key) for kind, key in before if (kind, key) not in after]
         put = [
-            Put(identity[0], obj) for identity, obj in after.items() if before.get(identity) != obj
+            Put(identity[0], _given(obj))
+            for identity, obj in after.items()
+            if before.get(identity) != obj
         ]
         return [*gone, *put]
 
@@ -390,6 +393,13 @@ class ManifestSource:
         poll.register(self._wake_read, select.POLLIN)
         ready = poll.poll(CHECK_MILLISECONDS)
         return any(descriptor != self._wake_read for descriptor, _ in ready)
+
+
+def _given(obj: WireObject) -> WireObject:
+    """*obj* to give away, if need be a copy: whoever gets a slice takes its annotations out."""
+    if isinstance(obj, EndpointSlice) and obj.metadata.annotations is not None:
+        return structs.replace(obj, metadata=structs.replace(obj.metadata))
+    return obj
 
 
 def _is_manifest(name: str) -> bool:

@@ -69,8 +69,9 @@ class MemoryDataplane:
 
     ``refused`` holds owners and keys: a transaction with one of them is rejected. ``unknowns``
     holds for the next runs whether they die ``before`` or ``after`` the commit (``None``: they
-    do not die). While ``disturbed`` nothing can be learnt. ``batch`` is the number of owners per
-    transaction.
+    do not die). While ``disturbed`` nothing can be learnt. ``refuses_all`` is what everything is
+    refused with, and ``questions`` counts how often that was asked for. ``batch`` is the number
+    of owners per transaction.
     """
 
     def __init__(self, batch: int | None = None, names_suspects: bool = False) -> None:
@@ -82,6 +83,8 @@ class MemoryDataplane:
         self.learned = 0
         self.disturbed = False
         self.broken = ""
+        self.refuses_all = ""
+        self.questions = 0
         self._batch = batch
         self._names_suspects = names_suspects
 
@@ -128,6 +131,8 @@ class MemoryDataplane:
             for change in transaction.changes
             if self.refused & {change.owner, *change.put, *change.drop}
         }
+        if self.refuses_all:
+            return Rejected(self.refuses_all)
         if culprits:
             suspects = frozenset(culprits if self._names_suspects else ())
             return Rejected("refused: " + ", ".join(map(str, sorted(culprits))), suspects)
@@ -142,6 +147,10 @@ class MemoryDataplane:
             return Unknown("killed after the commit")
         return Applied(lines=sum(len(c.put) + len(c.drop) for c in transaction.changes))
 
+    def accepts(self) -> str | None:
+        self.questions += 1
+        return self.refuses_all or None
+
     @property
     def written(self) -> list[ServiceKey]:
         """Owners of every transaction so far, in order."""
@@ -152,6 +161,7 @@ class MemoryDataplane:
         self.transactions.clear()
         self.observations = 0
         self.learned = 0
+        self.questions = 0
 
 
 class _Snapshot:
@@ -226,6 +236,9 @@ class ChainDataplane:
             return Rejected(str(error))
         self.chains = work
         return Unknown("killed after the commit") if fault == "after" else Applied()
+
+    def accepts(self) -> str | None:
+        return None
 
 
 def _put_chains(work: dict[tuple[str, str], list[str]], put: Mapping[Any, Rules]) -> None:

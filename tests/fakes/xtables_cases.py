@@ -181,6 +181,7 @@ CASES = [
         "a chain can be deleted after the jumps to it",
         nat(":ONE - [0:0]", ":TWO - [0:0]", "-X TWO", "-X ONE"),
     ),
+    accepted("a chain is made and deleted in one input", nat(":NEW - [0:0]", "-X NEW")),
     accepted("a chain with a name of 28 characters", nat(f":{_LONG[:28]} - [0:0]")),
     refused("refuses a chain name of 29 characters", nat(f":{_LONG[:29]} - [0:0]")),
     refused("refuses to create a chain twice", nat("-N ONE")),

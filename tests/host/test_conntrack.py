@@ -150,6 +150,11 @@ def test_ipv6(install):
     assert kernel.entries == [good]
 
 
+def test_without_a_scope_the_kernel_is_not_asked(monkeypatch):
+    monkeypatch.delattr(conntrack, "Netlink")
+    assert Removed(0, 0, complete=True) == remove_stale(V4, FlowTable({}, {}), Scope())
+
+
 def test_node_ports_count_on_every_address(install):
     kernel = install(entry("192.0.2.1", 30053, "10.1.0.9", 53), GOOD)
     table = FlowTable({}, {30053: frozenset({"10.1.0.1:53"})})

@@ -9,8 +9,10 @@ import pytest
 
 from pykubeproxy.errors import HostError
 from pykubeproxy.host.exec import Finished, Killed, NotStarted, TimedOut
+from pykubeproxy.iptables.custody import Custody
 from pykubeproxy.iptables.index import Sizes
 from pykubeproxy.iptables.kernel import XtablesDataplane, split_rule
+from pykubeproxy.iptables.ledger import Ledger
 from pykubeproxy.iptables.objects import (
     Chain,
     DispatchRule,
@@ -24,6 +26,7 @@ from pykubeproxy.iptables.variant import Variant
 from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.sync.outcome import Applied, Change, Rejected, Transaction, Unknown
+from tests.fakes.xtables import Xtables
 
 A, B = ServiceKey("ns", "a"), ServiceKey("ns", "b")
 DONE = Finished(0, b"", b"")
@@ -93,6 +96,12 @@ INPUT = b"""*nat
 :KUBE-SVC-A - [0:0]
 -A KUBE-SVC-B -j ACCEPT
 -A KUBE-SVC-A -j ACCEPT
+COMMIT
+"""
+
+NOTHING = b"""*filter
+:KUBE-PROXY-PROBE - [0:0]
+-X KUBE-PROXY-PROBE
 COMMIT
 """
 
@@ -212,6 +221,59 @@ def test_a_kernel_that_stays_busy_leaves_the_outcome_unknown():
     outcome = dataplane(Script(BUSY)).apply(TWO)
     assert isinstance(outcome, Unknown)
     assert "Resource temporarily unavailable" in outcome.detail
+
+
+def test_whether_anything_is_accepted_is_asked_with_what_changes_nothing():
+    script = Script(DONE)
+    assert dataplane(script).accepts() is None
+    (call,) = script.calls
+    assert (["iptables-nft-restore", "--noflush", "-w", "5"], NOTHING) == call[:2]
+
+
+def test_that_question_leaves_the_tables_as_they_are():
+    tables = Xtables(4)
+    plane = dataplane(tables.run)
+    plane.apply(TWO)
+    plane.apply(Transaction("filter", (Change(A, {Chain("filter", "X"): ()}, {}, {}),)))
+    before = tables.state()
+    assert plane.accepts() is None
+    assert before == tables.state()
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        pytest.param(
+            [Finished(1, b"", b"Permission denied")],
+            "iptables-nft-restore: Permission denied",
+            id="refused",
+        ),
+        pytest.param(
+            [NotStarted("no such file")],
+            "iptables-nft-restore: could not be started: no such file",
+            id="no tool",
+        ),
+        pytest.param([LOCKED, LOCKED, DONE], None, id="a taken lock is waited for"),
+    ],
+)
+def test_a_tool_that_accepts_nothing_tells_why(results, expected):
+    assert expected == dataplane(Script(*results)).accepts()
+
+
+def test_a_program_that_stops_blames_no_tool():
+    stop = Event()
+    assert dataplane(Script(LOCKED), stop=stop, on_wait=lambda _: stop.set()).accepts() is None
+
+
+def test_that_question_is_a_commit_of_our_own():
+    generations = iter([7, 8])
+    custody = Custody(lambda: next(generations))
+    plane = XtablesDataplane(
+        *(Tools(Family.IPV4, Variant.NFT), lambda _: None, Clockless(), Script(DONE)),
+        ledger=Ledger(custody),
+    )
+    plane.accepts()
+    assert 1 == custody.commits
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,14 @@ def test_a_failing_socket_is_followed_by_a_read_back(served, protocol):
     assert "TCP 10.96.0.2:80" in served.kernel.virtuals()
 
 
+def test_whether_anything_is_accepted_is_asked_of_the_rules(served):
+    before = served.state()
+    assert served.dataplane.accepts() is None
+    assert before == served.state()
+    served.rules.fail(Fault.REFUSE, "KUBE-PROXY-PROBE")
+    assert "iptables-nft-restore: " in served.dataplane.accepts()
+
+
 def test_a_refused_rule_is_its_owners_affair(served):
     served.rules.fail(Fault.REFUSE, "203.0.113.1", times=None)
     served.put(RANGED, slice_("ranged", endpoint("10.244.0.3")))

@@ -122,6 +122,8 @@ def written(metrics, scope):
          "pykubeproxy_services_quarantined", FAMILY, 2),
         (lambda m: m.lock_waited(V4, 0.5), "pykubeproxy_xtables_lock_wait_seconds_total",
          FAMILY, 0.5),
+        (lambda m: m.lock_waited(V4, 0.5),
+         "kubeproxy_sync_proxy_rules_iptables_restore_failures_total", FAMILY, 1),
         (lambda m: m.repaired(V4), "pykubeproxy_repairs_total", FAMILY, 1),
         (lambda m: m.transactions(V4, "ipvs", "applied", 1), "pykubeproxy_transactions_total",
          {**FAMILY, "outcome": "applied"}, 1),

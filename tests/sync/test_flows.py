@@ -122,13 +122,27 @@ def test_a_service_change_waits_for_the_next_run(index):
 
 
 @pytest.mark.parametrize(
-    "routes",
-    [pytest.param([], id="deleted"), pytest.param([route()], id="nobody serves it any more")],
+    ("routes", "endpoints_changed", "expected"),
+    [
+        pytest.param([], None, None, id="deleted"),
+        pytest.param([], True, Scope(), id="deleted with its slices"),
+        pytest.param([route()], None, Scope(), id="nobody serves it any more"),
+        pytest.param([route()], True, Scope(), id="its slice says that nobody serves it any more"),
+    ],
 )
-def test_what_nobody_serves_is_not_looked_for(index, routes):
-    index.update(DNS, routes)
+def test_what_nobody_serves_is_not_looked_for(index, routes, endpoints_changed, expected):
+    index.update(DNS, routes, endpoints_changed)
+    assert expected == index.take_scope()
     assert index.take_scope() is None
     assert index.table() == FlowTable({}, {})
+
+
+def test_a_first_run_without_anything_served_has_nothing_to_look_at():
+    index = FlowIndex()
+    index.update(DNS, [route({"10.1.0.1:53"})])
+    index.update(DNS, [])
+    assert Scope() == index.take_scope()
+    assert index.take_scope() is None
 
 
 def test_a_failed_run_is_given_back(index):

@@ -197,6 +197,74 @@ def test_changed_health_checks_are_told_once(world):
     assert {} == world.reconciler.take_health_checks()
 
 
+BALANCED = {
+    "type": "LoadBalancer",
+    "external_policy": "Local",
+    "cluster_ip": "10.96.0.1",
+    "health_check_node_port": 31000,
+}
+
+
+def test_health_checks_stay_as_the_kernel_is_while_a_service_is_refused(world):
+    world.put("other", cluster_ip="10.96.0.9")
+    world.store.put(service("a", **BALANCED))
+    world.run()
+    assert {key("a"): (31000, 0)} == world.reconciler.take_health_checks()
+    world.kernel.refused = {key("a"), key("new")}
+    world.store.put(slice_("a", endpoint("10.0.0.1", node="node")))
+    world.store.put(service("new", **{**BALANCED, "cluster_ip": "10.96.0.2"}))
+    world.store.put(service("other", cluster_ip="10.96.0.9", ports=[81]))
+    for _ in range(2):
+        assert world.run().succeeded
+        assert {} == world.reconciler.take_health_checks()
+        assert {key("a"): (31000, 0)} == world.reconciler.health_checks
+    world.kernel.refused.clear()
+    world.now += 1
+    world.run()
+    new = {key("a"): (31000, 1), key("new"): (31000, 0)}
+    assert new == world.reconciler.take_health_checks()
+    assert new == world.reconciler.health_checks
+
+
+def test_a_health_check_stays_until_its_service_is_out_of_the_kernel(world):
+    world.store.put(service("a", **BALANCED))
+    world.store.put(slice_("a", endpoint("10.0.0.1", node="node")))
+    world.settle()
+    world.reconciler.take_health_checks()
+    world.kernel.refused = {key("a")}
+    world.drop("a")
+    world.run()
+    assert {} == world.reconciler.take_health_checks()
+    world.kernel.refused.clear()
+    world.now += 1
+    world.run()
+    assert {key("a"): None} == world.reconciler.take_health_checks()
+    assert {} == world.reconciler.health_checks
+
+
+def test_a_change_that_is_taken_back_in_quarantine_changes_no_health_check(world):
+    world.store.put(service("a", **BALANCED))
+    world.settle()
+    world.reconciler.take_health_checks()
+    world.kernel.refused = {key("a")}
+    for endpoints in ([endpoint("10.0.0.1", node="node")], []):
+        world.store.put(slice_("a", *endpoints))
+        world.run()
+    assert () == world.reconciler.quarantined
+    assert {} == world.reconciler.take_health_checks()
+
+
+def test_a_pass_that_fails_changes_no_health_check(world):
+    world.settle()
+    world.kernel.unknowns.append("before")
+    world.store.put(service("a", **BALANCED))
+    world.store.put(slice_("a", endpoint("10.0.0.1", node="node")))
+    assert not world.run().succeeded
+    assert ({}, {}) == (world.reconciler.take_health_checks(), world.reconciler.health_checks)
+    assert world.run().succeeded
+    assert {key("a"): (31000, 1)} == world.reconciler.take_health_checks()
+
+
 def test_ports_without_endpoints_here_are_counted(world):
     world.put("a", internal_policy="Local").run()
     assert world.reconciler.no_local_endpoints == (1, 0)
@@ -648,6 +716,64 @@ def test_when_everybody_is_refused_it_is_one_failure():
     world.kernel.refused.clear()
     assert world.run().succeeded
     assert world.served() == set(names)
+
+
+@pytest.mark.parametrize("count", [1, 2, REFUSED_IN_A_ROW - 1])
+def test_where_everything_is_refused_a_few_are_one_failure_as_well(world, count):
+    world.settle()
+    names = [f"s{n}" for n in range(count)]
+    world.put(*names)
+    world.kernel.refuses_all = "Permission denied"
+    for _ in range(2):
+        report = world.run()
+        assert (False, [], 1) == (report.succeeded, report.quarantined, world.kernel.questions)
+        assert "everything is refused" in report.detail
+        assert report.detail.endswith("Permission denied")
+        assert ((), None) == (world.reconciler.quarantined, world.reconciler.retry_at)
+        assert not any(world.reconciler.take_quarantine_changes().values())
+        world.kernel.forget()
+    world.kernel.refuses_all = ""
+    assert world.run().succeeded
+    assert set(names) == world.served()
+
+
+def test_who_was_in_quarantine_before_is_let_go_where_everything_is_refused(world):
+    world.put(*LETTERS)
+    world.kernel.refused = {key("c")}
+    world.settle()
+    world.reconciler.take_quarantine_changes()
+    world.kernel.refuses_all = "Permission denied"
+    world.now = world.reconciler.retry_at
+    assert not world.run().succeeded
+    assert {key("c"): False} == world.reconciler.take_quarantine_changes()
+
+
+@pytest.mark.parametrize(
+    ("put", "refused", "expected"),
+    [
+        pytest.param([], "", 0, id="nothing to do"),
+        pytest.param(["a", "b"], "", 0, id="all accepted"),
+        pytest.param(["a", "b"], "b", 0, id="one of two refused"),
+        pytest.param(["a"], "a", 1, id="the only one refused"),
+        pytest.param(["a", "b"], "ab", 1, id="both refused"),
+    ],
+)
+def test_whether_anything_is_accepted_is_asked_where_nothing_of_services_was(
+    world, put, refused, expected
+):
+    world.settle().put(*put)
+    world.kernel.refused = {key(name) for name in refused}
+    report = world.run()
+    assert (True, len(refused)) == (report.succeeded, len(report.quarantined))
+    assert expected == world.kernel.questions
+    world.run()
+    assert expected == world.kernel.questions
+
+
+def test_a_failure_of_another_kind_raises_no_question(world):
+    world.kernel.refused = {BASE}
+    world.put("a").run()
+    assert 0 == world.kernel.questions
 
 
 def test_leftovers_are_removed_one_by_one(world):

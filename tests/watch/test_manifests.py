@@ -73,6 +73,27 @@ def test_only_what_changed_is_delivered() -> None:
     assert made.changes() == []
 
 
+def test_an_annotated_slice_that_was_taken_apart_is_not_delivered_again() -> None:
+    """Whoever gets a slice takes its trigger time out of it."""
+    annotation = "endpoints.kubernetes.io/last-change-trigger-time"
+    text = slice_("10.0.0.1").replace(
+        "{name: web-1}", f'{{name: web-1, annotations: {{{annotation}: "2026-01-02T03:04:05Z"}}}}'
+    )
+    made = catalog(a=text)
+    (given,) = made.replaced([Kind.ENDPOINT_SLICE])[0].objects
+    assert isinstance(given, EndpointSlice)
+    assert given.take_trigger_time() == "2026-01-02T03:04:05Z"
+    for _ in range(2):
+        made.load("a", parse(text))
+        assert made.changes() == []
+    made.load("a", parse(text.replace("10.0.0.1", "10.0.0.2")))
+    (change,) = made.changes()
+    assert isinstance(change, Put)
+    assert change.object.take_trigger_time() is not None  # type: ignore[union-attr]  # a slice
+    made.load("a", parse(text.replace("10.0.0.1", "10.0.0.2") + "# edited\n"))
+    assert made.changes() == []
+
+
 def test_the_first_file_by_name_wins_and_the_second_takes_over() -> None:
     made = catalog(b=service("web", port=2), a=service("web", port=1))
     with capture_logs() as logs:
