@@ -153,6 +153,7 @@ class SyncLoop:
         self._pacer = Pacer(config.min_sync_period_seconds, config.sync_period_seconds)
         self._contexts: dict[Family, NodeContext] = {}
         self._contexts_stale = True
+        self._refresh_at: float | None = None  # when addresses that were not read are tried again
         self._node_moment: float | None = None  # when the Node came that contexts do not have yet
         self._ready = False
         self._verify_at = self._clock() + VERIFY_SECONDS
@@ -347,7 +348,7 @@ class SyncLoop:
 
     def _refresh_contexts(self) -> None:
         """Put together anew what this node is; if it is something else, a pass is asked for."""
-        self._contexts_stale = False
+        self._contexts_stale, self._refresh_at = False, None
         node_moment, self._node_moment = self._node_moment, None
         news = False
         self._compare_with_node()
@@ -359,7 +360,7 @@ class SyncLoop:
                     addresses = proxy.addresses()
                 except HostError as error:
                     log.error("addresses of this node not read, will be", reason=str(error))
-                    self._contexts_stale = True
+                    self._contexts_stale, self._refresh_at = True, self._clock() + QUIET_SECONDS
                     if proxy.family in self._contexts:
                         self._node_moment = node_moment
                         continue
@@ -574,7 +575,7 @@ class SyncLoop:
             return max(0.0, min(self._complain_at, until or self._complain_at) - now)
         moments = [
             *(self._probe_at, self._pacer.next_at, self._learn_at, self._tend_at),
-            self._verify_at,
+            *(self._refresh_at, self._verify_at),
         ]
         return max(0.0, min(m for m in moments if m is not None) - now)
 

@@ -391,6 +391,25 @@ def test_addresses_that_cannot_be_read_leave_the_last_ones():
     assert len(rig.heard.reports) == 1
 
 
+def test_addresses_that_cannot_be_read_are_read_again_soon():
+    rig = Rig(nodeport_addresses=("192.0.2.0/24",))
+    rig.list_all()
+    rig.step()
+    for _ in range(3):
+        rig.step(rig.loop._next_wait())
+    kept, rig.addresses = rig.addresses, []
+    rig.mailbox.put(Put(Kind.NODE, node(zone="zone-b")))
+    rig.step()
+    assert 1 == len(rig.heard.reports)
+    rig.addresses = kept
+    waited = rig.loop._next_wait()
+    assert waited <= QUIET_SECONDS
+    rig.step(waited)
+    rig.step(1)
+    assert 2 == len(rig.heard.reports)
+    assert 0 < rig.loop._next_wait()
+
+
 TAINTS = ["ToBeDeletedByClusterAutoscaler"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from threading import Event
@@ -27,7 +27,14 @@ from pykubeproxy.iptables.listing import Listing
 from pykubeproxy.iptables.names import CANARY, PROBE
 from pykubeproxy.iptables.objects import Chain, Key, Rules
 from pykubeproxy.iptables.observation import XtablesObservation, verdict
-from pykubeproxy.iptables.render import Script, batch_size, leaf_chains, plan, scripts
+from pykubeproxy.iptables.render import (
+    TABLES,
+    Script,
+    batch_size,
+    leaf_chains,
+    plan,
+    scripts,
+)
 from pykubeproxy.iptables.tools import (
     LOCK_SECONDS,
     SavedTable,
@@ -64,9 +71,6 @@ AHEAD_SECONDS = 10.0
 """How long what was read ahead counts where the kernel does not tell whether it changed."""
 BUSY_TRIES = 5
 BUSY_PAUSE_SECONDS = 0.01
-# Not the canary, which would be made anew where it is missing: that is how a flush is noticed.
-HARMLESS = Transaction[Key, Rules]("filter", (Change(BASE, {}, {Chain("filter", PROBE): ()}, {}),))
-"""Makes a chain and removes it, in one commit of a table that both modes have."""
 
 
 Runner = Callable[[Sequence[str], Input | None, float], Result]
@@ -224,12 +228,18 @@ class XtablesDataplane:
             outcomes.append(outcome)
         return outcome
 
-    def accepts(self) -> str | None:
-        match self._restore(Script(HARMLESS)):
-            case Rejected(detail):
-                return f"{self._tools.restore()[0]}: {detail}"
-            case Unknown(detail) if not self._stop.is_set():
-                return detail
+    def accepts(self, scopes: Collection[str]) -> str | None:
+        for table in TABLES:
+            if table not in scopes:
+                continue
+            # A chain is made and removed in one commit. Not the canary, which would be made anew
+            # where it is missing: that is how a flush is noticed.
+            probe = Change[Key, Rules](BASE, {}, {Chain(table, PROBE): ()}, {})
+            match self._restore(Script(Transaction(table, (probe,)))):
+                case Rejected(detail):
+                    return f"{self._tools.restore()[0]}, table {table}: {detail}"
+                case Unknown(detail) if not self._stop.is_set():
+                    return detail
         return None
 
     def _spared(self, transaction: Transaction[Key, Rules]) -> Transaction[Key, Rules]:

@@ -305,7 +305,7 @@ def _evidence(
         except HostError as error:
             log.debug("table not read", reason=str(error))
             lacking = _lacking(variant, str(error))
-            if lacking and _legacy_tables(family):
+            if lacking and "mangle" in _legacy_tables(family):
                 unread.append(f"{error} ({lacking})")
     served, hinted = CANARY in found, not found.isdisjoint(HINT_CHAINS)
     problem = _problem(variant, runner, in_use=hinted or served)

@@ -38,7 +38,7 @@ from pykubeproxy.iptables.prefixtree import Line
 from pykubeproxy.model.objects import ServiceKey
 from pykubeproxy.sync.outcome import BASE, Change, Transaction, is_leftover
 
-__all__ = ["Script", "batch_size", "leaf_chains", "plan", "scripts"]
+__all__ = ["TABLES", "Script", "batch_size", "leaf_chains", "plan", "scripts"]
 
 IptablesChange = Change[Key, Rules]
 IptablesTransaction = Transaction[Key, Rules]

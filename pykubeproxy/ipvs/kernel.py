@@ -7,7 +7,7 @@ looking.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -171,9 +171,9 @@ class IpvsDataplane:
         write = writers.get(transaction.scope)
         return self._apply_rules(transaction) if write is None else write(transaction)
 
-    def accepts(self) -> str | None:
+    def accepts(self, scopes: Collection[str]) -> str | None:
         """Ask of the rules alone: netlink refuses message by message."""
-        return self._rules.accepts()
+        return self._rules.accepts(scopes)
 
     def _apply_rules(self, transaction: Transaction[Any, Any]) -> Outcome:
         outcome = self._rules.apply(transaction)

@@ -6,7 +6,7 @@ Keys and values are the backend's own; the core only compares them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
@@ -216,8 +216,10 @@ class Dataplane(Protocol[K, V]):
     def apply(self, transaction: Transaction[K, V]) -> Outcome:
         """Commit one transaction; never raises for a refusal."""
 
-    def accepts(self) -> str | None:
-        """Write something that changes nothing; return why it was not taken, else ``None``.
+    def accepts(self, scopes: Collection[str]) -> str | None:
+        """Write something that changes nothing to each of *scopes*, where there is such a thing.
+
+        Return why one did not take it, else ``None``.
 
         Asked when all that a pass tried of Services was refused: is it they, or everything?
         """

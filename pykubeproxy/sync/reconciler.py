@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from pykubeproxy.model.kinds import Action, Family
 from pykubeproxy.model.node import NodeContext
@@ -177,6 +177,7 @@ class Reconciler(Generic[K, V]):
         self._waiting_checks: set[ServiceKey] = set()  # decided otherwise than they are served
         self._changed_checks: set[ServiceKey] = set()
         self._quarantine: dict[ServiceKey, Quarantine] = {}
+        self._prolonged: dict[ServiceKey, Quarantine] = {}  # as they were before this pass
         self._moved: set[ServiceKey] = set()  # into quarantine or out of it
         self._problems: dict[ServiceKey, tuple[str, ...]] = {}
         self._trusted = False
@@ -269,6 +270,7 @@ class Reconciler(Generic[K, V]):
         """
         report = Report(self.family, triggers=touched.triggers.get(self.family, ()))
         report.full = not self._trusted or node != self._node
+        self._prolonged.clear()
         started = self._clock()
         self._decide(touched, store, node, report)
         decided = self._clock()
@@ -402,6 +404,8 @@ class Reconciler(Generic[K, V]):
 
     def _put_in_quarantine(self, owner: ServiceKey, detail: str, report: Report) -> None:
         earlier = self._quarantine.get(owner)
+        if earlier is not None:
+            self._prolonged[owner] = earlier
         attempts = earlier.attempts + 1 if earlier else 1
         pause = min(QUARANTINE_MOST_SECONDS, QUARANTINE_FIRST_SECONDS * 2 ** (attempts - 1))
         entry = Quarantine(owner, detail, attempts, pause, self._clock() + pause)
@@ -450,17 +454,26 @@ class Reconciler(Generic[K, V]):
 
         One run more than a single bad Service costs anyway.
         """
-        reason = self._dataplane.accepts()
-        if reason is not None:
-            self._blame_nobody(
-                f"everything is refused, also what would change nothing: {reason}", report
-            )
+        refusing = {scope for scope, outcome in report.outcomes if outcome == "rejected"}
+        reason = self._dataplane.accepts(refusing)
+        if reason is None:
+            return
+        self._blame_nobody(
+            f"everything is refused, also what would change nothing: {reason}", report
+        )
+        # A refused removal is no sign then that somebody else was there before.
+        self._trusted = True
 
     def _blame_nobody(self, detail: str, report: Report) -> None:
         """Let those go whom this pass put in quarantine: it failed, and they are not why."""
         for entry in report.quarantined:
-            self._quarantine.pop(entry.owner, None)
-            self._moved.add(entry.owner)
+            earlier = self._prolonged.get(entry.owner)
+            if earlier is None:
+                self._quarantine.pop(entry.owner, None)
+                self._moved.add(entry.owner)
+            else:  # that one was no fault of all; it is tried again with the others
+                until = self._clock() + earlier.retry_seconds
+                self._quarantine[entry.owner] = structs.replace(earlier, until=until)
             self._tracker.release(entry.owner)
         report.quarantined.clear()
         report.succeeded = False
@@ -502,12 +515,22 @@ class Reconciler(Generic[K, V]):
             self._waiting_checks.add(key)
 
     def _settle_checks(self) -> None:
-        """Have served what is in the kernel now; cost follows what changed or is held back."""
-        for key in [k for k in self._waiting_checks if k not in self._quarantine]:
-            self._waiting_checks.remove(key)
+        """Have served what is in the kernel now; cost follows what changed or is held back.
+
+        Of a Service in quarantine only the end of its last endpoint here: its old rules lead
+        nowhere then.
+        """
+        for key in list(self._waiting_checks):
             summary = self._derived.get(key)
             check = summary.health_check if summary else None
-            if check == self._health_checks.get(key):
+            served = self._health_checks.get(key)
+            if key not in self._quarantine:
+                self._waiting_checks.remove(key)
+            elif served is None or (check is not None and check[1]):
+                continue
+            else:
+                check = (served[0], 0)
+            if check == served:
                 continue
             self._changed_checks.add(key)
             if check is None:

@@ -103,7 +103,7 @@ def _check_server(environment: Mapping[str, str]) -> None:
             _HOST,
             f"{shown(host)} is not an address or a name alone, without scheme and port",
         )
-    elif port and not (port.isascii() and port.isdigit() and 0 < int(port) <= _LARGEST_PORT):
+    elif port and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= _LARGEST_PORT):
         where, problem = _PORT, f"{shown(port)} is not a number in 1-{_LARGEST_PORT}"
     if problem:
         raise ConfigError(

@@ -8,7 +8,7 @@ tools (`tests.fakes.xtables`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pykubeproxy.errors import HostError
@@ -147,7 +147,8 @@ class MemoryDataplane:
             return Unknown("killed after the commit")
         return Applied(lines=sum(len(c.put) + len(c.drop) for c in transaction.changes))
 
-    def accepts(self) -> str | None:
+    def accepts(self, scopes: Collection[str]) -> str | None:
+        assert scopes
         self.questions += 1
         return self.refuses_all or None
 
@@ -237,7 +238,7 @@ class ChainDataplane:
         self.chains = work
         return Unknown("killed after the commit") if fault == "after" else Applied()
 
-    def accepts(self) -> str | None:
+    def accepts(self, scopes: Collection[str]) -> str | None:
         return None
 
 

@@ -225,9 +225,10 @@ def test_a_kernel_that_stays_busy_leaves_the_outcome_unknown():
 
 def test_whether_anything_is_accepted_is_asked_with_what_changes_nothing():
     script = Script(DONE)
-    assert dataplane(script).accepts() is None
-    (call,) = script.calls
-    assert (["iptables-nft-restore", "--noflush", "-w", "5"], NOTHING) == call[:2]
+    assert dataplane(script).accepts({"nat", "filter"}) is None
+    argv = ["iptables-nft-restore", "--noflush", "-w", "5"]
+    nothing = [NOTHING.replace(b"filter", table) for table in (b"filter", b"nat")]
+    assert [(argv, text) for text in nothing] == [call[:2] for call in script.calls]
 
 
 def test_that_question_leaves_the_tables_as_they_are():
@@ -236,7 +237,7 @@ def test_that_question_leaves_the_tables_as_they_are():
     plane.apply(TWO)
     plane.apply(Transaction("filter", (Change(A, {Chain("filter", "X"): ()}, {}, {}),)))
     before = tables.state()
-    assert plane.accepts() is None
+    assert plane.accepts({"nat", "filter"}) is None
     assert before == tables.state()
 
 
@@ -245,7 +246,7 @@ def test_that_question_leaves_the_tables_as_they_are():
     [
         pytest.param(
             [Finished(1, b"", b"Permission denied")],
-            "iptables-nft-restore: Permission denied",
+            "iptables-nft-restore, table nat: Permission denied",
             id="refused",
         ),
         pytest.param(
@@ -257,12 +258,13 @@ def test_that_question_leaves_the_tables_as_they_are():
     ],
 )
 def test_a_tool_that_accepts_nothing_tells_why(results, expected):
-    assert expected == dataplane(Script(*results)).accepts()
+    assert expected == dataplane(Script(*results)).accepts({"nat"})
 
 
 def test_a_program_that_stops_blames_no_tool():
     stop = Event()
-    assert dataplane(Script(LOCKED), stop=stop, on_wait=lambda _: stop.set()).accepts() is None
+    plane = dataplane(Script(LOCKED), stop=stop, on_wait=lambda _: stop.set())
+    assert plane.accepts({"nat"}) is None
 
 
 def test_that_question_is_a_commit_of_our_own():
@@ -272,7 +274,7 @@ def test_that_question_is_a_commit_of_our_own():
         *(Tools(Family.IPV4, Variant.NFT), lambda _: None, Clockless(), Script(DONE)),
         ledger=Ledger(custody),
     )
-    plane.accepts()
+    plane.accepts({"nat"})
     assert 1 == custody.commits
 
 

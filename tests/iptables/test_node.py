@@ -44,7 +44,7 @@ class Counted:
 class Host:
     """A machine with both variants for both families, each a kernel of its own in memory."""
 
-    def __init__(self, monkeypatch, *, missing=(), suffixed=True, legacy_in_use=True):
+    def __init__(self, monkeypatch, *, missing=(), suffixed=True, legacy_tables=("nat", "mangle")):
         self.kernels = {
             f"{stem}-{variant}": Xtables(version, nft=variant == "nft")
             for stem, version in (("iptables", 4), ("ip6tables", 6))
@@ -53,8 +53,7 @@ class Host:
         self.listings = []
         self.missing = set(missing)
         self.suffixed = suffixed
-        tables = ["nat"] if legacy_in_use else []
-        monkeypatch.setattr(node, "_legacy_tables", lambda _family: tables)
+        monkeypatch.setattr(node, "_legacy_tables", lambda _family: list(legacy_tables))
         monkeypatch.setattr(node, "_has_ipv6", lambda: True)
 
     def run(self, argv, input=None, timeout_seconds=60.0):
@@ -98,7 +97,7 @@ def test_without_any_rule_nft_is_taken(host):
 
 
 def test_legacy_tools_are_not_touched_where_no_legacy_table_exists(monkeypatch):
-    host = Host(monkeypatch, legacy_in_use=False)
+    host = Host(monkeypatch, legacy_tables=())
     detect_variant("auto", host.run)
     assert not host.kernels["iptables-legacy"].calls
 
@@ -400,12 +399,20 @@ def test_the_hint_in_nft_is_followed_and_legacy_tables_out_of_reach_are_told(hos
 def test_legacy_tools_that_do_not_work_are_nothing_where_there_are_no_legacy_tables(
     monkeypatch, walls
 ):
-    host = Host(monkeypatch, legacy_in_use=False)
+    host = Host(monkeypatch, legacy_tables=())
     verdict = detect_variant("auto", walls(host))
     assert (Variant.NFT, "no rules in other tables, and nft works") == (
         verdict.variant,
         verdict.reason,
     )
+
+
+def test_legacy_tables_in_which_nobody_leaves_a_mark_need_not_be_read(monkeypatch, capsys):
+    host = Host(monkeypatch, legacy_tables=("nat", "filter"))
+    verdict = detect_variant("auto", without_raw_socket(host))
+    assert Variant.NFT is verdict.variant
+    assert "nft works, and legacy does not" in verdict.reason
+    assert "not looked after" in capsys.readouterr().out
 
 
 def test_legacy_tables_without_legacy_tools_are_told_in_the_reason(monkeypatch, capsys):

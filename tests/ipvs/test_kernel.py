@@ -200,10 +200,11 @@ def test_a_failing_socket_is_followed_by_a_read_back(served, protocol):
 
 def test_whether_anything_is_accepted_is_asked_of_the_rules(served):
     before = served.state()
-    assert served.dataplane.accepts() is None
+    assert served.dataplane.accepts({"ipvs", "nat"}) is None
     assert before == served.state()
-    served.rules.fail(Fault.REFUSE, "KUBE-PROXY-PROBE")
-    assert "iptables-nft-restore: " in served.dataplane.accepts()
+    served.rules.fail(Fault.REFUSE, "KUBE-PROXY-PROBE", times=None)
+    assert "iptables-nft-restore, table nat: " in served.dataplane.accepts({"ipvs", "nat"})
+    assert served.dataplane.accepts({"ipvs"}) is None
 
 
 def test_a_refused_rule_is_its_owners_affair(served):

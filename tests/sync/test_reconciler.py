@@ -234,12 +234,24 @@ def test_a_health_check_stays_until_its_service_is_out_of_the_kernel(world):
     world.kernel.refused = {key("a")}
     world.drop("a")
     world.run()
-    assert {} == world.reconciler.take_health_checks()
+    assert {key("a"): (31000, 0)} == world.reconciler.take_health_checks()
     world.kernel.refused.clear()
     world.now += 1
     world.run()
     assert {key("a"): None} == world.reconciler.take_health_checks()
     assert {} == world.reconciler.health_checks
+
+
+def test_no_endpoint_here_is_told_also_of_a_service_that_is_refused(world):
+    world.store.put(service("a", **BALANCED))
+    world.store.put(slice_("a", endpoint("10.0.0.1", node="node")))
+    world.settle()
+    world.reconciler.take_health_checks()
+    world.kernel.refused = {key("a")}
+    for endpoints, expected in (([], {key("a"): (31000, 0)}), ([endpoint("10.0.0.2")], {})):
+        world.store.put(slice_("a", *endpoints))
+        assert world.run().succeeded
+        assert expected == world.reconciler.take_health_checks()
 
 
 def test_a_change_that_is_taken_back_in_quarantine_changes_no_health_check(world):
@@ -737,15 +749,36 @@ def test_where_everything_is_refused_a_few_are_one_failure_as_well(world, count)
     assert set(names) == world.served()
 
 
-def test_who_was_in_quarantine_before_is_let_go_where_everything_is_refused(world):
+def test_who_was_in_quarantine_before_stays_there_where_everything_is_refused(world):
     world.put(*LETTERS)
     world.kernel.refused = {key("c")}
     world.settle()
     world.reconciler.take_quarantine_changes()
+    (before,) = world.reconciler.quarantined
     world.kernel.refuses_all = "Permission denied"
-    world.now = world.reconciler.retry_at
+    world.now = before.until
     assert not world.run().succeeded
+    assert (before.attempts, before.detail) == attempts_and_detail(world)
+    assert before.until < world.reconciler.retry_at
+    world.kernel.refuses_all = ""
+    world.kernel.refused.clear()
+    assert [key("c")] == world.run().recovered
     assert {key("c"): False} == world.reconciler.take_quarantine_changes()
+
+
+def attempts_and_detail(world):
+    (entry,) = world.reconciler.quarantined
+    return entry.attempts, entry.detail
+
+
+def test_where_everything_is_refused_nobody_else_was_at_the_kernel(world):
+    world.put(*LETTERS).settle()
+    world.drop("c")
+    world.kernel.refuses_all = "Permission denied"
+    before = world.kernel.observations
+    for _ in range(3):
+        assert not world.run().succeeded
+    assert before == world.kernel.observations
 
 
 @pytest.mark.parametrize(

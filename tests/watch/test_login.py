@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pykubeproxy.errors import ConfigError, WatchDenied
+from pykubeproxy.settings import shown
 from pykubeproxy.watch import login
 from pykubeproxy.watch.client import ApiServer
 from pykubeproxy.watch.login import advice_in_cluster, loader_for
@@ -76,6 +77,7 @@ def test_a_server_that_no_request_could_be_made_to_is_refused(tmp_path: Path, ur
         pytest.param("PORT", "https", id="a port's name"),
         pytest.param("PORT", "0", id="port 0"),
         pytest.param("PORT", "65536", id="a port that is too large"),
+        pytest.param("PORT", "1" * 5000, id="a port of many digits"),
         pytest.param("PORT", "tcp://10.96.0.1:443", id="the kubelet's of another Service"),
     ],
 )
@@ -89,7 +91,7 @@ def test_a_pods_server_that_is_none_is_named_with_where_it_comes_from(
         loader_for(None, None)()
     assert f"KUBERNETES_SERVICE_{variable}" == refused.value.where
     for words in (
-        repr(value),
+        shown(value),
         "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT",
         "ConfigMap pykubeproxy-api-server",
     ):
