@@ -12,6 +12,7 @@ import pytest
 
 from e2e.kernel.running import Customers, RunningDaemon, eventually
 from e2e.lab import REFUSED, TIMEOUT, Answer, Lab
+from e2e.lab.fetch import fetch
 from pykubeproxy.model.objects import EndpointSlice, Service
 from tests.build import endpoint, port, service, slice_, slice_port
 
@@ -305,6 +306,35 @@ def test_a_killed_tool_leads_to_a_read_back_and_repair(
         eventually(lambda: daemon.says("syncing again"), "recovered")
         assert daemon.says("sync failed", "signal 9")
         assert POD["p1"] not in "\n".join(daemon.saved())
+
+
+def test_a_tool_that_refuses_everything_is_no_fault_of_the_one_service_that_waits(
+    lab: Lab, variant: str, tmp_path: Path
+) -> None:
+    tools, armed = tmp_path / "bin", tmp_path / "armed"
+    tools.mkdir()
+    name = f"iptables-{variant}-restore"
+    tool(
+        tools,
+        name,
+        f"if [ -e {armed} ]; then cat >/dev/null; echo Permission denied >&2; exit 1; fi\n"
+        f'exec /usr/sbin/{name} "$@"\n',
+    )
+    flags = ("--iptables-sync-period=1s", "--iptables-min-sync-period=1s")
+    with RunningDaemon(lab, variant, tmp_path, *flags, path=tools) as daemon:
+
+        def health() -> int:
+            return fetch(lab, "/healthz", 10256).status
+
+        eventually(lambda: health() == 200, "healthy")
+        armed.touch()
+        daemon.write("web", *web("p1"))
+        eventually(lambda: health() == 503, "unhealthy after two sync periods")
+        assert daemon.says("sync failed", "everything is refused", "Permission denied")
+        assert not daemon.says("default/web", "quarantine")
+        armed.unlink()
+        eventually(lambda: answered_by(lab) == "p1", "served")
+        eventually(lambda: health() == 200, "healthy again")
 
 
 @pytest.mark.parametrize("tells", ["the line", "nothing"])
