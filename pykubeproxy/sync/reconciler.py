@@ -13,10 +13,9 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct, structs
 
-from pykubeproxy.model.kinds import Action, Family
+from pykubeproxy.model.kinds import Family
 from pykubeproxy.model.node import NodeContext
 from pykubeproxy.model.objects import ServiceKey
-from pykubeproxy.model.route import Route
 from pykubeproxy.sync.flows import FlowIndex
 from pykubeproxy.sync.outcome import (
     BASE,
@@ -31,6 +30,7 @@ from pykubeproxy.sync.outcome import (
 )
 from pykubeproxy.sync.routes import NOTHING, ServiceRoutes, service_routes
 from pykubeproxy.sync.store import Store, Touched
+from pykubeproxy.sync.summary import HealthCheck, HealthChecks, Summary
 from pykubeproxy.sync.tracker import Tracker
 
 __all__ = ["Quarantine", "Reconciler", "Report", "Sent"]
@@ -42,10 +42,6 @@ QUARANTINE_FIRST_SECONDS = 1.0
 QUARANTINE_MOST_SECONDS = 300.0
 REFUSED_IN_A_ROW = 16
 """So many refused Services in a pass with none accepted mean that something else is wrong."""
-
-
-HealthCheck = tuple[int, int]
-"""A health check node port, and how many ready endpoints its Service has on this node."""
 
 
 class Quarantine(Struct, frozen=True):
@@ -171,11 +167,9 @@ class Reconciler(Generic[K, V]):
         self._clock = clock
         self._tracker: Tracker[K, V] = Tracker(compiler.claim, counts_of)
         self._node: NodeContext | None = None
-        self._derived: dict[ServiceKey, _Summary] = {}
-        self._totals = _Summary()
-        self._health_checks: dict[ServiceKey, HealthCheck] = {}
-        self._waiting_checks: set[ServiceKey] = set()  # decided otherwise than they are served
-        self._changed_checks: set[ServiceKey] = set()
+        self._derived: dict[ServiceKey, Summary] = {}
+        self._totals = Summary()
+        self._checks = HealthChecks()
         self._quarantine: dict[ServiceKey, Quarantine] = {}
         self._prolonged: dict[ServiceKey, Quarantine] = {}  # as they were before this pass
         self._moved: set[ServiceKey] = set()  # into quarantine or out of it
@@ -193,12 +187,11 @@ class Reconciler(Generic[K, V]):
         It follows the kernel: moved by passes that succeed only, and for a Service in quarantine
         not before that is over.
         """
-        return self._health_checks
+        return self._checks.served
 
     def take_health_checks(self) -> dict[ServiceKey, HealthCheck | None]:
         """What of `health_checks` is new since the last call; ``None``: there is none any more."""
-        changed, self._changed_checks = self._changed_checks, set()
-        return {key: self._health_checks.get(key) for key in changed}
+        return self._checks.take()
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -301,7 +294,7 @@ class Reconciler(Generic[K, V]):
             self._moved.add(owner)
             report.recovered.append(owner)
         if report.succeeded:
-            self._settle_checks()
+            self._checks.settle(held=self._quarantine)
         return report
 
     def _decide(self, touched: Touched, store: Store, node: NodeContext, report: Report) -> None:
@@ -318,7 +311,7 @@ class Reconciler(Generic[K, V]):
             routes = NOTHING
             if service is not None:
                 routes = service_routes(service, store.slices(key), node)
-            self._summarize(key, _Summary.of(routes, self._counts_services))
+            self._summarize(key, Summary.of(routes, self._counts_services))
             changed = (key, self.family) in touched.by_slices
             self.flows.update(key, routes.routes, endpoints_changed=changed)
             self._tracker.release(key)
@@ -506,82 +499,13 @@ class Reconciler(Generic[K, V]):
         if found:
             self._problems[key] = found
 
-    def _summarize(self, key: ServiceKey, new: _Summary) -> None:
-        old = self._derived.pop(key, _Summary())
-        if new != _Summary():
+    def _summarize(self, key: ServiceKey, new: Summary) -> None:
+        old = self._derived.pop(key, Summary())
+        if new != Summary():
             self._derived[key] = new
         self._totals = self._totals.moved(old, new)
         if old.health_check != new.health_check:
-            self._waiting_checks.add(key)
-
-    def _settle_checks(self) -> None:
-        """Have served what is in the kernel now; cost follows what changed or is held back.
-
-        Of a Service in quarantine only the end of its last endpoint here: its old rules lead
-        nowhere then.
-        """
-        for key in list(self._waiting_checks):
-            summary = self._derived.get(key)
-            check = summary.health_check if summary else None
-            served = self._health_checks.get(key)
-            if key not in self._quarantine:
-                self._waiting_checks.remove(key)
-            elif served is None or (check is not None and check[1]):
-                continue
-            else:
-                check = (served[0], 0)
-            if check == served:
-                continue
-            self._changed_checks.add(key)
-            if check is None:
-                del self._health_checks[key]
-            else:
-                self._health_checks[key] = check
-
-
-class _Summary(Struct, frozen=True):
-    """What is kept of a Service's decision once its objects are compiled."""
-
-    health_check_port: int = 0
-    local_ready: int = 0
-    endpoint_count: int = 0
-    no_local_internal: int = 0
-    no_local_external: int = 0
-
-    @property
-    def health_check(self) -> HealthCheck | None:
-        return (self.health_check_port, self.local_ready) if self.health_check_port else None
-
-    @classmethod
-    def of(cls, routes: ServiceRoutes, counts_services: bool) -> _Summary:
-        internal, external = routes.no_local_internal, routes.no_local_external
-        if counts_services:
-            # As in kube-proxy, where Services are counted when a frontend finds nothing: a policy
-            # for clients outside who have no way in is not counted.
-            internal = min(internal, 1)
-            external = int(any(r.external_local and _is_closed(r) for r in routes.routes))
-        return cls(
-            routes.health_check_port,
-            routes.local_ready,
-            routes.endpoint_count,
-            internal,
-            external,
-        )
-
-    def moved(self, old: _Summary, new: _Summary) -> _Summary:
-        """Running totals, so that no pass adds up the whole cluster."""
-        return _Summary(
-            0,
-            0,
-            self.endpoint_count + new.endpoint_count - old.endpoint_count,
-            self.no_local_internal + new.no_local_internal - old.no_local_internal,
-            self.no_local_external + new.no_local_external - old.no_local_external,
-        )
-
-
-def _is_closed(route: Route) -> bool:
-    """Tell whether a Local policy leaves a frontend without endpoints."""
-    return any(frontend.outside.action is Action.DROP for frontend in route.frontends)
+            self._checks.decided(key, new.health_check)
 
 
 def _count_kinds(counts: Counter[str], objects: Iterable[Iterable[object]]) -> None:
